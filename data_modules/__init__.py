@@ -1,0 +1,5 @@
+"""Lightning data modules; only YAML names them."""
+
+from data_modules.rollout import RolloutDataModule
+
+__all__ = ["RolloutDataModule"]

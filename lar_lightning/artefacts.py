@@ -1,0 +1,87 @@
+"""Files that a stage leaves for the next one: written whole or not at all, and signed with what made them."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lar_lightning.errors import SettingError
+
+Settings = Mapping[str, Any]
+"""JSON-able settings that decide what an artefact contains; equal settings mean that it can be reused."""
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return 16 hexadecimal digits that identify `settings`."""
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(stored: Settings, wanted: Settings) -> str:
+    """Describe how two settings differ, as `key: stored -> wanted`, or return an empty string."""
+    keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    return ", ".join(f"{key}: {stored.get(key)!r} -> {wanted.get(key)!r}" for key in keys)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with explained_disk_errors(path):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with explained_disk_errors(path):
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp makes it private; a served checkpoint must be readable
+            if path.exists():
+                retired = temporary.with_suffix(".old")
+                os.replace(path, retired)
+                os.replace(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+@contextmanager
+def explained_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a `SettingError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise SettingError(
+            f"`run_dir` must be a place with room that can be written to, got {path} ({error.strerror}). "
+            "Free space or choose another `run_dir`; what was finished before is kept."
+        ) from error

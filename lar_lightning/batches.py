@@ -1,0 +1,103 @@
+"""Batches of aligned trajectories: padded ids for the two models, flat rows for the loss.
+
+Dimensions: B trajectories, T teacher positions, S student positions, R rows in the loss, P banned tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lar_lightning.alignment import AlignedTrajectory
+
+
+class Movable:
+    """A record of tensors that moves to a device as one, as Lightning asks of a batch."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move all tensors."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowTargets(Movable):
+    """What the rows of a batch are held against; see `alignment` for the terms."""
+
+    tokens: Int[Tensor, " R"]
+    units: Int[Tensor, " R"]
+    is_sampled: Bool[Tensor, " R"]
+    banned_rows: Int[Tensor, " P"]
+    banned_tokens: Int[Tensor, " P"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def chunk(self, start: int, end: int) -> "RowTargets":
+        """Return rows start..end with their banned tokens."""
+        low, high = torch.searchsorted(self.banned_rows, torch.tensor([start, end], device=self.tokens.device)).tolist()
+        return RowTargets(
+            tokens=self.tokens[start:end],
+            units=self.units[start:end],
+            is_sampled=self.is_sampled[start:end],
+            banned_rows=self.banned_rows[low:high] - start,
+            banned_tokens=self.banned_tokens[low:high],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistillationBatch(Movable):
+    """A batch; padding is on the right, so that position ids need no shift."""
+
+    teacher_ids: Int[Tensor, "B T"]
+    teacher_mask: Int[Tensor, "B T"]
+    student_ids: Int[Tensor, "B S"]
+    student_mask: Int[Tensor, "B S"]
+    teacher_rows: Int[Tensor, " R"]
+    """Index into the flattened (B T) positions."""
+    student_rows: Int[Tensor, " R"]
+    """Index into the flattened (B S) positions."""
+    targets: RowTargets
+
+
+
+def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
+    """Pad and flatten some aligned trajectories."""
+    teacher_ids, teacher_mask = _padded([item.teacher_ids for item in trajectories])
+    student_ids, student_mask = _padded([item.student_ids for item in trajectories])
+    num_rows = np.cumsum([0, *(len(item.target_units) for item in trajectories)])
+
+    def joined(name: str, offsets: Sequence[int]) -> Tensor:
+        parts = [getattr(item, name) + offset for item, offset in zip(trajectories, offsets, strict=True)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    zeros = [0] * len(trajectories)
+    return DistillationBatch(
+        teacher_ids=teacher_ids,
+        teacher_mask=teacher_mask,
+        student_ids=student_ids,
+        student_mask=student_mask,
+        teacher_rows=joined("teacher_rows", [teacher_ids.shape[1] * index for index in range(len(trajectories))]),
+        student_rows=joined("student_rows", [student_ids.shape[1] * index for index in range(len(trajectories))]),
+        targets=RowTargets(
+            tokens=joined("target_tokens", zeros),
+            units=joined("target_units", zeros),
+            is_sampled=joined("is_sampled", zeros).bool(),
+            banned_rows=joined("banned_rows", num_rows[:-1].tolist()),
+            banned_tokens=joined("banned_tokens", zeros),
+        ),
+    )
+
+
+def _padded(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    length = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros(len(sequences), length, dtype=torch.int64)
+    mask = torch.zeros(len(sequences), length, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask

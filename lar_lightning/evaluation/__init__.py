@@ -1,0 +1,1 @@
+"""Comparing methods on held-out tasks in the same engine: scores, horizons, wall clock, agreement."""

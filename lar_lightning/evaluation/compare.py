@@ -1,0 +1,123 @@
+"""Vanilla against LAR on held-out tasks: the result table as JSON, Markdown and text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lar_lightning.artefacts import write_json, write_text
+from lar_lightning.evaluation.runner import MethodRun, evaluate_method
+from lar_lightning.evaluation.statistics import bootstrap_interval, mean_agreement
+from lar_lightning.export import export_run
+from lar_lightning.rollouts import split_benchmark
+from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.segments import LatentVocabulary
+from lar_lightning.settings import EvaluationSettings, RolloutSettings
+
+Row = dict[str, Any]
+
+
+def evaluate_run(
+    base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings, settings: EvaluationSettings
+) -> list[Row]:
+    """Compare the base model and the run's export on the held-out tasks; write and print the table."""
+    export = export_run(base_model, run_dir)
+    _, tasks = split_benchmark(benchmark, rollouts)
+    vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
+    folder = run_dir / "evaluation"
+    checkpoints = {"vanilla": base_checkpoint(base_model), "lar": export}
+    runs = {
+        method: evaluate_method(method, checkpoint, vocabulary, benchmark, tasks, folder, settings)
+        for method, checkpoint in checkpoints.items()
+    }
+    rows = [result_row(runs[method], runs["vanilla"], benchmark) for method in checkpoints]
+    table = markdown_table(rows)
+    write_json(run_dir / "results.json", rows)
+    write_text(run_dir / "results.md", table)
+    print(table, flush=True)
+    print(f"evaluate: wrote {run_dir / 'results.json'} and {run_dir / 'results.md'}", flush=True)
+    return rows
+
+
+def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmark: str) -> Row:
+    """Summarize a method's runs; counts are those of its first run, times are means over runs with their range.
+
+    Agreement is the shared prefix with vanilla texts; for vanilla itself, that of its different runs: the floor.
+    """
+    first = runs[0]
+    seconds = [run.wall_clock_seconds for run in runs]
+    speeds = [_expanded(run) / run.wall_clock_seconds for run in runs]
+    scores = [float(np.mean([episode.is_success for episode in run.episodes])) for run in runs]
+    per_task = np.mean([[episode.is_success for episode in run.episodes] for run in runs], axis=0)
+    pairs = [(a, b) for a in runs for b in vanilla if a is not b]
+    agreements = [mean_agreement(_texts(a), _texts(b)) for a, b in pairs]
+    num_places = sum(episode.num_places for episode in first.episodes)
+    num_latents = sum(episode.num_latents for episode in first.episodes)
+    generated = sum(len(episode.units) for episode in first.episodes)
+    reference = sum(len(episode.units) for episode in vanilla[0].episodes)
+    low, high = bootstrap_interval(per_task.tolist())
+    return {
+        "method": first.method,
+        "benchmark": benchmark,
+        "score": round(float(np.mean(scores)), 4),
+        "score_interval_95": [round(low, 4), round(high, 4)],
+        "score_by_run": [round(score, 4) for score in scores],
+        "num_tasks": len(first.episodes),
+        "num_runs": len(runs),
+        "prompt_tokens": sum(episode.num_prompt_units for episode in first.episodes),
+        "generated_units": generated,
+        "generated_units_against_vanilla": round(generated / reference - 1, 4),
+        "expanded_tokens": _expanded(first),
+        "units_per_expanded_token": round(generated / _expanded(first), 4),
+        "latents_emitted": num_latents,
+        "adoption_rate": round(num_latents / num_places, 4) if num_places else 0.0,
+        "finished_share": round(float(np.mean([episode.is_finished for episode in first.episodes])), 4),
+        "wall_clock_seconds": round(float(np.mean(seconds)), 3),
+        "wall_clock_seconds_range": [min(seconds), max(seconds)],
+        "expanded_tokens_per_second": round(float(np.mean(speeds)), 2),
+        "expanded_tokens_per_second_range": [round(min(speeds), 2), round(max(speeds), 2)],
+        "agreement": round(float(np.mean(agreements)), 4) if agreements else 1.0,
+    }
+
+
+def _expanded(run: MethodRun) -> int:
+    return sum(episode.num_expanded_tokens for episode in run.episodes)
+
+
+def _texts(run: MethodRun) -> dict[str, str]:
+    return {episode.task_id: episode.text for episode in run.episodes}
+
+
+COLUMNS = {
+    "method": "method",
+    "score": "pass@1",
+    "score_interval_95": "95 % interval",
+    "prompt_tokens": "prompt units",
+    "generated_units": "generated units",
+    "expanded_tokens": "expanded tokens",
+    "units_per_expanded_token": "units / token",
+    "latents_emitted": "latents",
+    "adoption_rate": "adoption",
+    "wall_clock_seconds": "seconds",
+    "expanded_tokens_per_second": "expanded tokens/s",
+    "agreement": "agreement with vanilla",
+}
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table with what the columns need to be read."""
+    head = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines = ["| " + " | ".join(_cell(row[key]) for key in COLUMNS) + " |" for row in rows]
+    notes = (
+        f"\n{rows[0]['benchmark']}, {rows[0]['num_tasks']} held-out tasks, greedy, {rows[0]['num_runs']} runs of each "
+        "method in the same engine. Agreement: share of the text before it parts from the vanilla text; in the vanilla "
+        "row, between vanilla's own runs (the floor).\n"
+    )
+    return "\n".join([*head, *lines]) + "\n" + notes
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(_cell(entry) for entry in value)
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,85 @@
+"""A loader of aligned trajectories that can be resumed in the middle of an epoch, in one process or several."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lar_lightning.alignment import AlignedTrajectory
+from lar_lightning.batches import DistillationBatch, collate
+
+BATCHES_PER_BUCKET = 8
+"""Trajectories are sorted by length within this many batches: little padding, still near random order."""
+
+
+class TrajectoryLoader:
+    """Yields collated batches; its state is the epoch and the number of batches already given.
+
+    Lightning saves and restores the state with a checkpoint. Order depends on seed and epoch alone.
+    """
+
+    def __init__(
+        self,
+        trajectories: Sequence[AlignedTrajectory],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        is_shuffled: bool = True,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        """Set up the loader.
+
+        Args:
+            trajectories: Of which those without a row in the loss are left out.
+            batch_size: Trajectories a batch.
+            seed: Of the order.
+            is_shuffled: False keeps the order, bucketed by length.
+            rank: Which share of the batches is this process's.
+            num_ranks: Number of processes; all get equally many batches.
+        """
+        self.trajectories = [item for item in trajectories if len(item.target_units)]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.is_shuffled = is_shuffled
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.epoch = 0
+        self.num_yielded = 0
+
+    def __len__(self) -> int:
+        num_batches = -(-len(self.trajectories) // self.batch_size)
+        return -(-num_batches // self.num_ranks)
+
+    def __iter__(self) -> Iterator[DistillationBatch]:
+        batches = self._batches_of_epoch()
+        while self.num_yielded < len(batches):
+            self.num_yielded += 1
+            yield collate([self.trajectories[index] for index in batches[self.num_yielded - 1]])
+        self.epoch += 1
+        self.num_yielded = 0
+
+    def _batches_of_epoch(self) -> list[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = np.arange(len(self.trajectories))
+        if self.is_shuffled:
+            random.shuffle(order)
+        lengths = np.asarray([len(item.student_ids) for item in self.trajectories])
+        bucket = self.batch_size * BATCHES_PER_BUCKET
+        batches: list[list[int]] = []
+        for start in range(0, len(order), bucket):
+            members = order[start : start + bucket]
+            members = members[np.argsort(lengths[members], kind="stable")]
+            batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
+        if self.is_shuffled:
+            random.shuffle(batches)
+        batches += batches[: -len(batches) % self.num_ranks]
+        return batches[self.rank :: self.num_ranks]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position."""
+        return {"epoch": self.epoch, "num_yielded": self.num_yielded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+        self.epoch, self.num_yielded = state["epoch"], state["num_yielded"]

@@ -1,0 +1,197 @@
+"""The LightningModule: a frozen teacher on expanded text, a student on latent text, and the exact loss between them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from typing_extensions import override
+
+from lar_lightning.artefacts import differences
+from lar_lightning.base_models import load_tokenizer
+from lar_lightning.batches import DistillationBatch
+from lar_lightning.embeddings import Initialization
+from lar_lightning.errors import SettingError
+from lar_lightning.losses import RowTerms, distillation_loss
+from lar_lightning.runs import base_checkpoint, identity_of, vocabulary_path
+from lar_lightning.segments import LatentVocabulary
+from lar_lightning.student import Student, Trainable, load_student
+from lar_lightning.tokenizer import check_tokenizer
+
+
+class LatentActionModule(L.LightningModule):
+    """Distils the base model into itself with a latent vocabulary (paper 3.3; algorithm 4)."""
+
+    student: Student
+
+    def __init__(
+        self,
+        base_model: str,
+        run_dir: Path,
+        trainable: Trainable = "rows",
+        initialization: Initialization = "constituents",
+        learning_rate: float = 1e-3,
+        lora_learning_rate: float = 2e-4,
+        lora_rank: int = 16,
+        warmup_share: float = 0.05,
+        split_weight: float = 1.0,
+        rows_per_chunk: int = 64,
+    ) -> None:
+        """Set up the module; the model is loaded in `configure_model`.
+
+        Args:
+            base_model: Folder, hub id or `pypi:<distribution>`: teacher, and start of the student.
+            run_dir: Folder of the run; its latent vocabulary is used.
+            trainable: `rows` trains K input and K output rows; `lora` also adapters on all linear layers.
+            initialization: Start of the new rows.
+            learning_rate: Of the rows.
+            lora_learning_rate: Of the adapters.
+            lora_rank: Of the adapters.
+            warmup_share: Share of all steps over which learning rates rise, before they fall along a cosine.
+            split_weight: Weight of the split term; 1 is the exact divergence.
+            rows_per_chunk: Rows projected to the vocabulary at a time.
+        """
+        super().__init__()
+        for name, value in {"learning_rate": learning_rate, "lora_learning_rate": lora_learning_rate}.items():
+            if not value > 0:
+                raise SettingError(f"`model.{name}` must be above 0, got {value}.")
+        if not 0 <= warmup_share < 1:
+            raise SettingError(f"`model.warmup_share` must lie in 0..1 without 1, got {warmup_share}.")
+        self.save_hyperparameters(ignore=["base_model", "run_dir", "rows_per_chunk"])
+        self.base_model = base_model
+        self.run_dir = Path(run_dir)
+        self.rows_per_chunk = rows_per_chunk
+        self.strict_loading = False  # checkpoints hold what trains, not the base model
+        self.identity: dict[str, str] = {}
+
+    @override
+    def configure_model(self) -> None:
+        if hasattr(self, "student"):
+            return
+        checkpoint = base_checkpoint(self.base_model)
+        vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
+        check_tokenizer(load_tokenizer(checkpoint), vocabulary)
+        self.identity = identity_of(checkpoint, vocabulary)
+        self.student = load_student(
+            checkpoint,
+            vocabulary,
+            trainable=self.hparams["trainable"],
+            lora_rank=self.hparams["lora_rank"],
+            initialization=self.hparams["initialization"],
+        )
+
+    @override
+    def training_step(self, batch: DistillationBatch, batch_idx: int) -> Tensor:
+        loss, terms = self.compare(batch)
+        if not torch.isfinite(loss):
+            raise SettingError(
+                f"the loss must be finite, got {loss.item()} at step {self.global_step} (folded "
+                f"{terms.folded.mean().item():.3g}, split {terms.split.mean().item():.3g}). Lower `model.learning_rate`; "
+                "the last checkpoint is kept."
+            )
+        self._log_terms("train", loss, terms, batch)
+        return loss
+
+    @override
+    def validation_step(self, batch: DistillationBatch, batch_idx: int) -> RowTerms:
+        loss, terms = self.compare(batch)
+        self._log_terms("val", loss, terms, batch)
+        return terms
+
+    @override
+    def test_step(self, batch: DistillationBatch, batch_idx: int) -> RowTerms:
+        loss, terms = self.compare(batch)
+        self._log_terms("test", loss, terms, batch)
+        return terms
+
+    @override
+    def predict_step(self, batch: DistillationBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return each row's terms with the unit that it predicts."""
+        _, terms = self.compare(batch)
+        return {"units": batch.targets.units, "folded_nats": terms.folded, "split_nats": terms.split}
+
+    def compare(self, batch: DistillationBatch) -> tuple[Tensor, RowTerms]:
+        """Return the mean loss of a batch's rows in nats, and its terms."""
+        teacher = self.student.teacher_hidden(batch.teacher_ids, batch.teacher_mask)
+        student = self.student.student_hidden(batch.student_ids, batch.student_mask)
+        return distillation_loss(
+            teacher.flatten(0, 1)[batch.teacher_rows],
+            student.flatten(0, 1)[batch.student_rows],
+            self.student.heads,
+            batch.targets,
+            self.student.folding,
+            split_weight=self.hparams["split_weight"],
+            rows_per_chunk=self.rows_per_chunk,
+        )
+
+    def _log_terms(
+        self, stage: Literal["train", "val", "test"], loss: Tensor, terms: RowTerms, batch: DistillationBatch
+    ) -> None:
+        values = {
+            f"{stage}/loss_nats": loss.detach(),
+            f"{stage}/folded_nats": terms.folded.mean(),
+            f"{stage}/split_nats": terms.split.mean(),
+            f"{stage}/sampled_share": batch.targets.is_sampled.float().mean(),
+        }
+        # A mean over rows, so batches of validation count by their rows.
+        self.log_dict(values, batch_size=len(batch.targets), prog_bar=stage == "train", sync_dist=stage != "train")
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        rows = list(self.student.rows.parameters())
+        row_ids = {id(parameter) for parameter in rows}
+        adapters = [p for p in self.student.parameters() if p.requires_grad and id(p) not in row_ids]
+        groups = [{"params": rows, "lr": self.hparams["learning_rate"]}]
+        if adapters:
+            groups.append({"params": adapters, "lr": self.hparams["lora_learning_rate"]})
+        # No decay: rows must stay in the norm of the vocabulary that they compete with.
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        num_steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, num_steps, self.hparams["warmup_share"])
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self.student.trained_state()
+        checkpoint["state_dict"] = {f"student.{name}": tensor for name, tensor in trained.items()}
+        checkpoint["latent_actions"] = {"identity": self.identity, "settings": dict(self.hparams)}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_checkpoint(checkpoint, self.identity, dict(self.hparams))
+
+
+def check_checkpoint(checkpoint: dict[str, Any], identity: dict[str, str], settings: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another base model, vocabulary or setting.
+
+    Raises:
+        SettingError: naming what differs.
+    """
+    stored = checkpoint.get("latent_actions")
+    if stored is None:
+        raise SettingError("`ckpt_path` must be a checkpoint of this trainer, got one without latent actions.")
+    changed = differences(stored["identity"], identity)
+    if changed:
+        raise SettingError(
+            f"the checkpoint must belong to this base model and latent vocabulary, got one of others ({changed}). "
+            "Restore them, or choose another `run_dir`."
+        )
+    changed = differences(stored["settings"], settings)
+    if changed:
+        raise SettingError(
+            f"a run must go on with the settings that it began with, got others ({changed}). "
+            "Choose another `run_dir`, or remove the run's checkpoints to train anew."
+        )
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
+    """Return the factor on the learning rate: a linear rise, then a cosine down to a tenth."""
+    num_warmup = max(round(num_steps * warmup_share), 1)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
+    return 0.1 + 0.45 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))

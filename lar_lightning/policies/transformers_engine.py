@@ -1,0 +1,118 @@
+"""The Transformers engine: no installation beyond the library's own, exact entropies, and slower."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lar_lightning.policies.policy import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TransformersPolicy:
+    """A model that decodes fixed batches of prompts."""
+
+    entropy_kind = "exact"
+
+    def __init__(self, model: "PreTrainedModel", num_concurrent: int, max_model_len: int) -> None:
+        """Wrap a loaded model."""
+        self.model = model
+        self.num_concurrent = num_concurrent
+        self.max_model_len = max_model_len
+        stop = model.generation_config.eos_token_id
+        self.stop_ids = set(stop if isinstance(stop, list) else [stop])
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Yield the completions batch by batch, prompts of like length together."""
+        ordered = sorted(requests, key=lambda request: len(request.prompt_ids))
+        for start in range(0, len(ordered), self.num_concurrent):
+            yield from self._generate_batch(ordered[start : start + self.num_concurrent], sampling)
+
+    @torch.inference_mode()
+    def _generate_batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        ids, mask = _left_padded([request.prompt_ids for request in requests], self.model.device)
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        written: list[list[int]] = [[] for _ in requests]
+        entropies: list[list[float]] = [[] for _ in requests]
+        is_done = [False] * len(requests)
+        cache = None
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        max_tokens = min(sampling.max_tokens, self.max_model_len - ids.shape[1])
+        for _ in range(max_tokens):
+            output = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            logits = output.logits[:, -1].float()
+            tokens = _draw(logits, generators, sampling.temperature)
+            step_entropies = torch.distributions.Categorical(logits=logits).entropy().tolist()
+            for row, token in enumerate(tokens.tolist()):
+                if not is_done[row]:
+                    written[row].append(token)
+                    entropies[row].append(step_entropies[row])
+                    is_done[row] = token in self.stop_ids
+            if all(is_done):
+                break
+            ids = tokens[:, None]
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+            positions = positions[:, -1:] + 1
+        return [
+            Completion(
+                request_id=request.request_id,
+                token_ids=written[row],
+                is_finished=is_done[row],
+                entropies=np.asarray(entropies[row], dtype=np.float32) if sampling.with_entropies else None,
+            )
+            for row, request in enumerate(requests)
+        ]
+
+
+def _draw(
+    logits: Float[Tensor, "B V"], generators: Sequence[torch.Generator], temperature: float
+) -> Int[Tensor, " B"]:
+    if temperature == 0:
+        return logits.argmax(1)
+    probabilities = (logits / temperature).softmax(1).cpu()
+    drawn = [
+        torch.multinomial(row, 1, generator=generator)
+        for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return torch.cat(drawn).to(logits.device)
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), length, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.as_tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@contextmanager
+def open_transformers(checkpoint: Path, *, num_concurrent: int, max_model_len: int) -> Iterator[TransformersPolicy]:
+    """Load a checkpoint with Transformers and free it afterwards."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.eval()
+    if torch.cuda.is_available():
+        model.cuda()
+    try:
+        yield TransformersPolicy(model, num_concurrent, max_model_len)
+    finally:
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,124 @@
+"""The vLLM engine; the only file that imports vLLM, and only when it is opened."""
+
+import gc
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lar_lightning.policies.policy import Completion, Request, Sampling, entropy_upper_bound
+
+NUM_LOG_PROBABILITIES = 20
+"""vLLM's own limit without a setting; more costs time a token."""
+
+
+class VllmPolicy:
+    """A loaded vLLM engine in this process."""
+
+    entropy_kind = f"upper bound from top-{NUM_LOG_PROBABILITIES}"
+
+    def __init__(self, llm: Any) -> None:
+        """Wrap a `vllm.LLM`."""
+        self.llm = llm
+        self.vocabulary_size = llm.llm_engine.model_config.get_vocab_size()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Yield completions as the engine finishes them; what is left is aborted when the caller stops early."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        for request in requests:
+            parameters = SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                seed=request.seed if sampling.temperature > 0 else None,
+                logprobs=NUM_LOG_PROBABILITIES if sampling.with_entropies else None,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(request.request_id, TokensPrompt(prompt_token_ids=list(request.prompt_ids)), parameters)
+        unfinished = {request.request_id for request in requests}
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        unfinished.discard(output.request_id)
+                        yield self._completion(output, sampling)
+        finally:
+            if unfinished:
+                engine.abort_request(list(unfinished))
+
+    def _completion(self, output: Any, sampling: Sampling) -> Completion:
+        written = output.outputs[0]
+        entropies = None
+        if sampling.with_entropies:
+            entropies = np.asarray(
+                [
+                    entropy_upper_bound(_largest(position), self.vocabulary_size)
+                    for position in written.logprobs
+                ],
+                dtype=np.float32,
+            )
+        return Completion(
+            request_id=output.request_id,
+            token_ids=list(written.token_ids),
+            is_finished=written.finish_reason == "stop",
+            entropies=entropies,
+        )
+
+
+def _largest(position: Any) -> np.ndarray:
+    # The sampled token is listed too, also where it is not among the largest; any listed token tightens the bound.
+    return np.asarray([entry.logprob for entry in position.values()], dtype=np.float64)
+
+
+@contextmanager
+def open_vllm(checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed: int) -> Iterator[VllmPolicy]:
+    """Load a checkpoint into vLLM and free it afterwards."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    import torch
+
+    options: dict[str, Any] = {}
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        # In process: it loads in a third of the time. vLLM's CPU sampler cannot rewind a seeded generator, which it
+        # does where a prompt is prefilled in pieces; so prompts are prefilled whole.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        options = {"enforce_eager": True, "enable_chunked_prefill": False}
+        options["max_num_batched_tokens"] = max(4096, max_model_len)
+    from vllm import LLM
+
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    num_threads = torch.get_num_threads()
+    llm = LLM(
+        str(checkpoint),
+        dtype="bfloat16",
+        max_num_seqs=num_concurrent,
+        max_model_len=max_model_len,
+        seed=seed,
+        disable_log_stats=True,
+        **options,
+    )
+    try:
+        yield VllmPolicy(llm)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        if torch.distributed.is_initialized():
+            from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
+
+            destroy_model_parallel()
+            destroy_distributed_environment()
+        if not torch.cuda.is_available():
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+            torch.set_num_threads(num_threads)
+        else:
+            torch.cuda.empty_cache()

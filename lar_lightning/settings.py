@@ -1,0 +1,89 @@
+"""What a user can set at each stage, with its unit and its rule; light to import, so that `--help` is instant."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lar_lightning.errors import SettingError
+
+EngineName = Literal["auto", "vllm", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """What to roll out, and how."""
+
+    num_samples: int = 4
+    """Episodes a training task; several at temperature 1, which the exact loss is an expectation over."""
+    num_held_out_samples: int = 1
+    """Episodes a held-out task, for validation."""
+    num_held_out: int = 40
+    """Tasks kept from mining and training."""
+    temperature: float = 1.0
+    """Of the policy; 1 is the policy itself."""
+    max_tokens: int = 256
+    """Most tokens of one action."""
+    num_concurrent: int = 64
+    """Episodes that decode together."""
+    max_model_len: int = 2048
+    """Longest prompt with its completion, in tokens."""
+    split_seed: int = 0
+    """Decides which tasks are held out."""
+    engine: EngineName = "auto"
+    """`vllm`, `transformers`, or `auto`: vLLM where it is installed."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_held_out_samples", "max_tokens", "num_concurrent", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"`rollouts.{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.temperature < 0:
+            raise SettingError(f"`rollouts.temperature` must be 0 or more, got {self.temperature}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningSettings:
+    """What may become a latent action."""
+
+    max_latents: int = 64
+    """Budget K."""
+    min_support: int = 8
+    """Fewest distinct tasks in which a segment occurs."""
+    max_length: int = 16
+    """Longest segment, in base tokens."""
+    max_entropy: float = 2.0
+    """H_max in nats: a token above it is a decision and only ever begins a segment."""
+    min_certain_share: float = 0.8
+    """Share of a segment's occurrences that must be free of decisions after the first token."""
+
+    def __post_init__(self) -> None:
+        rules = {"max_latents": 1, "min_support": 1, "max_length": 2}
+        for name, least in rules.items():
+            if getattr(self, name) < least:
+                raise SettingError(
+                    f"`mining.{name}` must be at least {least}, got {getattr(self, name)}. "
+                    "Without latent actions there is nothing to train."
+                )
+        if not self.max_entropy > 0:
+            raise SettingError(f"`mining.max_entropy` must be above 0 nats, got {self.max_entropy}.")
+        if not 0 <= self.min_certain_share <= 1:
+            raise SettingError(f"`mining.min_certain_share` must lie in 0..1, got {self.min_certain_share}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How methods are compared."""
+
+    max_tokens: int = 256
+    """Longest answer in expanded tokens, for every method alike: a limit in units would favour latents."""
+    num_runs: int = 2
+    """Runs of each method; they differ in batching only, and give the run-to-run floor and the spread."""
+    num_concurrent: int = 16
+    """Episodes that decode together."""
+    max_model_len: int = 2048
+    """Longest prompt with its answer, in units."""
+    engine: EngineName = "auto"
+    """`vllm`, `transformers`, or `auto`: vLLM where it is installed."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "num_runs", "num_concurrent", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"`evaluation.{name}` must be at least 1, got {getattr(self, name)}.")

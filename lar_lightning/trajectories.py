@@ -1,0 +1,214 @@
+"""Episodes of an agent as token ids with roles and entropies, and the file that keeps them.
+
+A `Trajectory` is rendered once by the policy's own chat template. Every token has a role; the assistant's tokens are
+the *action tokens*, whose number is the effective horizon H_eff (paper 3.1). The file holds one JSON object a line after
+a header with the settings that made it; records are only ever appended, so a killed run loses no finished episode.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lar_lightning.artefacts import Settings, differences, explained_disk_errors, replacing
+from lar_lightning.errors import SettingError
+
+SCHEMA = 1
+ACTION = "assistant"
+"""Role of the tokens that the policy itself decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Consecutive tokens of one role: positions `start` (inclusive) to `end` (exclusive)."""
+
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """One episode; T is its number of tokens."""
+
+    trajectory_id: str
+    """Unique in its file, e.g. `HumanEval/3#2` for the third sample of a task."""
+    task_id: str
+    """Support is counted over these: several samples of one task are one witness."""
+    token_ids: Int[np.ndarray, " T"]
+    """Base tokens, as the policy read and wrote them."""
+    spans: tuple[Span, ...]
+    """Cover 0..T without gap or overlap."""
+    entropies: Float[np.ndarray, " T"]
+    """Nats of the policy's next-token distribution at each action token; NaN at all others."""
+    entropy_kind: str
+    """How the entropies were found: `exact`, or `upper bound from top-20`."""
+    is_finished: bool
+    """False where the token limit cut the last action."""
+
+    def __post_init__(self) -> None:
+        edges = [0, *(span.end for span in self.spans)]
+        starts = [span.start for span in self.spans]
+        if starts != edges[:-1] or edges[-1] != len(self.token_ids) or not len(self.token_ids):
+            raise ValueError(f"spans of {self.trajectory_id} must cover its {len(self.token_ids)} tokens, got {self.spans}.")
+        if len(self.entropies) != len(self.token_ids):
+            raise ValueError(f"entropies of {self.trajectory_id} must be one a token, got {len(self.entropies)}.")
+
+    @property
+    def action_spans(self) -> tuple[Span, ...]:
+        """The spans that the policy wrote."""
+        return tuple(span for span in self.spans if span.role == ACTION)
+
+    @property
+    def horizon(self) -> int:
+        """Effective horizon H_eff: the number of action tokens."""
+        return sum(span.end - span.start for span in self.action_spans)
+
+
+def to_record(trajectory: Trajectory) -> dict[str, Any]:
+    """Return the JSON object of a trajectory; entropies are kept for action tokens only, to 1e-4 nats."""
+    entropies = [
+        [round(float(value), 4) for value in trajectory.entropies[span.start : span.end]]
+        for span in trajectory.action_spans
+    ]
+    return {
+        "trajectory_id": trajectory.trajectory_id,
+        "task_id": trajectory.task_id,
+        "token_ids": [int(token) for token in trajectory.token_ids],
+        "spans": [[span.role, span.start, span.end] for span in trajectory.spans],
+        "entropies": entropies,
+        "entropy_kind": trajectory.entropy_kind,
+        "is_finished": trajectory.is_finished,
+    }
+
+
+def from_record(record: dict[str, Any]) -> Trajectory:
+    """Read what `to_record` made.
+
+    Raises:
+        KeyError, TypeError, ValueError: if the object is not such a record.
+    """
+    spans = tuple(Span(role=role, start=start, end=end) for role, start, end in record["spans"])
+    entropies = np.full(len(record["token_ids"]), np.nan, dtype=np.float32)
+    action_spans = [span for span in spans if span.role == ACTION]
+    for span, values in zip(action_spans, record["entropies"], strict=True):
+        entropies[span.start : span.end] = values
+    return Trajectory(
+        trajectory_id=record["trajectory_id"],
+        task_id=record["task_id"],
+        token_ids=np.asarray(record["token_ids"], dtype=np.int32),
+        spans=spans,
+        entropies=entropies,
+        entropy_kind=record["entropy_kind"],
+        is_finished=record["is_finished"],
+    )
+
+
+class TrajectoryFile:
+    """Append-only JSONL file of trajectories under one set of settings."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Open or create the file.
+
+        Raises:
+            SettingError: if the file was made with other settings, or is corrupt.
+        """
+        self.path = path
+        self.settings = dict(settings)
+        if path.exists():
+            stored = read_settings(path)
+            changed = differences(stored, self.settings)
+            if changed:
+                raise SettingError(
+                    f"`run_dir` must hold rollouts of the same settings, but {path} was made with others ({changed}). "
+                    "Choose another `run_dir`, restore the settings, or remove the file."
+                )
+            _drop_torn_line(path)
+        else:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"schema": SCHEMA, "settings": self.settings}) + "\n", encoding="utf-8")
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Add one trajectory and hand it to the operating system at once."""
+        line = json.dumps(to_record(trajectory), ensure_ascii=False, separators=(",", ":")) + "\n"
+        size = self.path.stat().st_size
+        with explained_disk_errors(self.path), self.path.open("ab", buffering=0) as file:
+            try:
+                written = file.write(line.encode())
+                if written != len(line.encode()):
+                    raise OSError(28, os.strerror(28))
+            except OSError:
+                os.truncate(self.path, size)  # half a record would read as a torn line for ever
+                raise
+
+    def read(self) -> list[Trajectory]:
+        """Return all trajectories, in the order of the file."""
+        return read_trajectories(self.path)
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings in a trajectory file's header."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    try:
+        header = json.loads(first)
+        if header["schema"] != SCHEMA:
+            raise SettingError(f"{path} must have schema {SCHEMA}, got {header['schema']!r}. Roll out anew.")
+        return dict(header["settings"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SettingError(
+            f"{path} must be a trajectory file whose first line is its header, got {first[:60]!r}. "
+            "Remove it to roll out anew, or give the right file."
+        ) from error
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Read a trajectory file; a torn last line is dropped with a warning.
+
+    Raises:
+        SettingError: if there is no such file, no trajectory in it, or a line that is no trajectory.
+    """
+    if not path.exists():
+        raise SettingError(f"`run_dir` must hold rollouts, but there is no {path}. Run the verb `rollout` first.")
+    read_settings(path)
+    trajectories = list(_records(path))
+    if not trajectories:
+        raise SettingError(f"{path} must hold at least one trajectory, got none. Run the verb `rollout` again.")
+    return trajectories
+
+
+def _records(path: Path) -> Iterator[Trajectory]:
+    lines = path.read_bytes().split(b"\n")
+    is_torn = lines[-1] != b""
+    for number, line in enumerate(lines[1:-1], start=2):
+        try:
+            yield from_record(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingError(
+                f"{path} must hold one trajectory a line, got something else in line {number} ({error}). "
+                "Remove that line, or the file, and run the verb `rollout` again: only what is missing is made anew."
+            ) from error
+    if is_torn:
+        warnings.warn(f"{path}: the last line is torn (a run was killed while writing) and is left out.", stacklevel=2)
+
+
+def _drop_torn_line(path: Path) -> None:
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        warnings.warn(f"{path}: dropped a torn last line; that episode is rolled out again.", stacklevel=3)
+        os.truncate(path, complete)
+
+
+def summary_of(trajectories: Sequence[Trajectory]) -> str:
+    """Return one line for people: episodes, tasks, action tokens and how the entropies were found."""
+    kinds = " and ".join(sorted({trajectory.entropy_kind for trajectory in trajectories}))
+    num_tasks = len({trajectory.task_id for trajectory in trajectories})
+    num_tokens = sum(trajectory.horizon for trajectory in trajectories)
+    return f"{len(trajectories)} trajectories of {num_tasks} tasks, {num_tokens:,} action tokens, entropy: {kinds}"

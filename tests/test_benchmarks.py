@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lar_lightning.benchmarks import Task, load_benchmark, split_tasks
+
+
+def make_tasks(num_tasks: int) -> list[Task]:
+    return [Task(task_id=f"task/{index}", messages=(), record={}) for index in range(num_tasks)]
+
+
+@given(st.data(), st.integers(2, 30), st.integers(0, 5))
+def test_split_covers_each_task_once_in_any_input_order(data, num_tasks, seed):
+    tasks = make_tasks(num_tasks)
+    num_held_out = data.draw(st.integers(1, num_tasks - 1))
+    training, held_out = split_tasks(tasks, num_held_out, seed)
+    shuffled = data.draw(st.permutations(tasks))
+    assert split_tasks(shuffled, num_held_out, seed) == (training, held_out)
+    assert len(held_out) == num_held_out
+    assert sorted(task.task_id for task in training + held_out) == sorted(
+        task.task_id for task in tasks
+    )
+
+
+def test_split_is_the_same_in_every_version():
+    held_out = split_tasks(make_tasks(10), 3, seed=0)[1]
+    assert [task.task_id for task in held_out] == ["task/6", "task/3", "task/1"]
+
+
+def test_split_changes_with_the_seed():
+    splits = {split_tasks(make_tasks(50), 10, seed)[1][0].task_id for seed in range(10)}
+    assert len(splits) > 1
+
+
+@pytest.mark.parametrize("num_held_out", [-1, 0, 4, 5])
+def test_split_without_a_task_on_one_side_is_refused(num_held_out):
+    with pytest.raises(ValueError, match=rf"`num_held_out` .* between 1 and 3.*got {num_held_out}"):
+        split_tasks(make_tasks(4), num_held_out, seed=0)
+
+
+@pytest.mark.parametrize("num_tasks", [0, 1])
+def test_split_of_too_few_tasks_is_refused(num_tasks):
+    with pytest.raises(ValueError, match="at least 2 tasks"):
+        split_tasks(make_tasks(num_tasks), 1, seed=0)
+
+
+def test_split_of_duplicate_ids_is_refused():
+    with pytest.raises(ValueError, match="unique task ids"):
+        split_tasks(make_tasks(3) * 2, 1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["humanevil", "HumanEval"])
+def test_unknown_benchmark_is_refused_with_the_near_name(name):
+    with pytest.raises(ValueError, match=rf"`benchmark`.*'{name}'.*Did you mean 'humaneval'\?"):
+        load_benchmark(name)
+
+
+def test_unknown_benchmark_is_refused_with_the_known_names():
+    with pytest.raises(ValueError, match=r"one of 'humaneval', got 'zzz'\.$"):
+        load_benchmark("zzz")
+
+
+def test_benchmark_is_loaded_by_name():
+    assert load_benchmark("humaneval").name == "humaneval"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, lar_lightning.benchmarks\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'datasets', 'vllm', 'numpy'}\n"
+        "print(heavy & set(sys.modules), 'lar_lightning.benchmarks.humaneval' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set() False\n", result.stderr
