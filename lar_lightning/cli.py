@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
@@ -26,7 +26,14 @@ class RunCLI(LightningCLI):
         parser.add_argument("--evaluation", type=EvaluationSettings, default=EvaluationSettings(), help="for `evaluate`")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         # The file that a killed run goes on from; kept by name so that export and report find it.
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.save_top_k": 0, "checkpoint.every_n_train_steps": 10})
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "last",
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.every_n_train_steps": 10,
+                "checkpoint.save_on_train_epoch_end": True,
+            }
+        )
         for name in ("base_model", "run_dir"):
             parser.link_arguments(name, f"model.{name}")
             parser.link_arguments(name, f"data.init_args.{name}")
@@ -46,7 +53,7 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config: Namespace = self.config[self.subcommand] if self.subcommand else self.config
         if config.trainer.logger is None:
-            kwargs.setdefault("logger", CSVLogger(config.run_dir, name="logs"))
+            kwargs.setdefault("logger", CSVLogger(config.run_dir, name="logs", flush_logs_every_n_steps=10))
         return super().instantiate_trainer(**kwargs)
 
     @override
@@ -66,7 +73,8 @@ def run_trainer_verb(arguments: list[str]) -> RunCLI:
         L.LightningDataModule,
         subclass_mode_data=True,
         args=arguments,
-        trainer_defaults={"use_distributed_sampler": False},
+        # Lightning prefers a progress bar that is silent where output goes to a file, as it does on a cluster.
+        trainer_defaults={"use_distributed_sampler": False, "callbacks": [TQDMProgressBar()]},
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
     )

@@ -15,7 +15,8 @@ BATCHES_PER_BUCKET = 8
 class TrajectoryLoader:
     """Yields collated batches; its state is the epoch and the number of batches already given.
 
-    Lightning saves and restores the state with a checkpoint. Order depends on seed and epoch alone.
+    Lightning saves and restores the state with a checkpoint. Order depends on seed and epoch alone. Iterating again
+    begins the next epoch, also where the last one was left early; after a restored state it goes on from there.
     """
 
     def __init__(
@@ -46,18 +47,21 @@ class TrajectoryLoader:
         self.num_ranks = num_ranks
         self.epoch = 0
         self.num_yielded = 0
+        self._is_restored = False
 
     def __len__(self) -> int:
         num_batches = -(-len(self.trajectories) // self.batch_size)
         return -(-num_batches // self.num_ranks)
 
     def __iter__(self) -> Iterator[DistillationBatch]:
+        # Lightning knows the length and never asks for the batch after the last, so nothing can be left for then.
+        if self.num_yielded >= (len(self) if self._is_restored else 1):
+            self.epoch, self.num_yielded = self.epoch + 1, 0
+        self._is_restored = False
         batches = self._batches_of_epoch()
         while self.num_yielded < len(batches):
             self.num_yielded += 1
             yield collate([self.trajectories[index] for index in batches[self.num_yielded - 1]])
-        self.epoch += 1
-        self.num_yielded = 0
 
     def _batches_of_epoch(self) -> list[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
@@ -73,7 +77,7 @@ class TrajectoryLoader:
             batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
         if self.is_shuffled:
             random.shuffle(batches)
-        batches += batches[: -len(batches) % self.num_ranks]
+        batches += [batches[i % len(batches)] for i in range(-len(batches) % self.num_ranks)]
         return batches[self.rank :: self.num_ranks]
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,3 +87,4 @@ class TrajectoryLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
         self.epoch, self.num_yielded = state["epoch"], state["num_yielded"]
+        self._is_restored = True

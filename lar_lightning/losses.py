@@ -135,7 +135,7 @@ def distillation_loss(
 
     Projection and loss run chunk by chunk, and so does their backward, at once: no tensor of (R x V) is ever alive, and
     nothing is projected twice. Gradients reach `student_hidden` and `heads.latent`; the base matrix stays frozen.
-    64 rows of 49,152 logits in fp32 are 12.6 MB, which stays in a CPU's last-level cache; on a GPU take some thousand.
+    64 rows of 49,152 logits in fp32 are 12.6 MB; on a CPU more is slower, on a GPU take some thousand.
     """
     loss, folded, split, agrees = _ChunkedLoss.apply(
         student_hidden, heads.latent, teacher_hidden, heads.base, targets, folding, split_weight, rows_per_chunk

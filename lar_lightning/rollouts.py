@@ -30,11 +30,12 @@ class Episode:
 
     task: Task
     sample: int
+    temperature: float
 
     @property
     def trajectory_id(self) -> str:
         """Name of the episode in its file."""
-        return f"{self.task.task_id}#{self.sample}"
+        return f"{self.task.task_id}@{self.temperature:g}#{self.sample}"
 
     @property
     def seed(self) -> int:
@@ -63,8 +64,8 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
     tokenizer = load_tokenizer(checkpoint)
     training, held_out = split_benchmark(benchmark, settings)
     wanted: dict[Split, list[Episode]] = {
-        "train": [Episode(task=task, sample=i) for i in range(settings.num_samples) for task in training],
-        "held_out": [Episode(task=task, sample=i) for i in range(settings.num_held_out_samples) for task in held_out],
+        "train": _episodes(training, settings.temperatures),
+        "held_out": _episodes(held_out, settings.held_out_temperatures),
     }
     content = file_settings(checkpoint, benchmark, settings)
     files = {split: TrajectoryFile(trajectory_path(run_dir, split), content) for split in wanted}
@@ -80,12 +81,20 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
     return {split: _selected(file.read(), wanted[split]) for split, file in files.items()}
 
 
+def _episodes(tasks: Sequence[Task], temperatures: tuple[float, ...]) -> list[Episode]:
+    """Number the samples of a task at each temperature, so that adding a temperature changes no other episode."""
+    return [
+        Episode(task=task, sample=temperatures[:index].count(temperature), temperature=temperature)
+        for index, temperature in enumerate(temperatures)
+        for task in tasks
+    ]
+
+
 def file_settings(checkpoint: Path, benchmark: str, settings: RolloutSettings) -> dict[str, Any]:
     """Return what decides the content of an episode; how many there are and how fast they came does not."""
     return {
         "model_fingerprint": model_fingerprint(checkpoint),
         "benchmark": benchmark,
-        "temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
         "num_held_out": settings.num_held_out,
         "split_seed": settings.split_seed,
@@ -132,12 +141,17 @@ def _trajectories(
     missing: Sequence[tuple[Split, Episode]],
     settings: RolloutSettings,
 ) -> Iterator[tuple[Split, Trajectory]]:
-    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens, with_entropies=True)
+    sampling = Sampling(max_tokens=settings.max_tokens, with_entropies=True)
     prompts = {episode.task.task_id: render_chat(tokenizer, episode.task.messages) for _, episode in missing}
     check_lengths({task_id: len(ids) for task_id, (ids, _) in prompts.items()}, settings.max_tokens, settings.max_model_len)
     by_id = {episode.trajectory_id: (split, episode) for split, episode in missing}
     requests = [
-        Request(request_id=name, prompt_ids=prompts[episode.task.task_id][0], seed=episode.seed)
+        Request(
+            request_id=name,
+            prompt_ids=prompts[episode.task.task_id][0],
+            temperature=episode.temperature,
+            seed=episode.seed,
+        )
         for name, (_, episode) in by_id.items()
     ]
     for completion in policy.generate(requests, sampling):
@@ -156,6 +170,7 @@ def _trajectories(
                 spans=(*spans, action),
                 entropies=entropies,
                 entropy_kind=policy.entropy_kind,
+                temperature=episode.temperature,
                 is_finished=completion.is_finished,
             ),
         )

@@ -132,12 +132,12 @@ class LatentVocabulary:
         """
         ids: list[int] = []
         for unit in units:
+            if not 0 <= unit < self.base_size + len(self.latents):
+                raise ValueError(f"a unit must lie in 0..{self.base_size + len(self.latents) - 1}, got {unit}.")
             if unit < self.base_size:
                 ids.append(int(unit))
-            elif unit < self.base_size + len(self.latents):
-                ids += self.latents[unit - self.base_size].segment
             else:
-                raise ValueError(f"a unit must be below {self.base_size + len(self.latents)}, got {unit}.")
+                ids += self.latents[unit - self.base_size].segment
         return ids
 
     def lengths(self, units: Iterable[int]) -> list[int]:
@@ -178,7 +178,9 @@ class LatentVocabulary:
                 tokenizer_fingerprint=content["tokenizer_fingerprint"],
                 provenance=content["provenance"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except SettingError:
+            raise
+        except (ValueError, LookupError, TypeError) as error:
             raise SettingError(f"{path} must be a latent vocabulary, got something else ({error!r}). Mine again.") from error
 
 

@@ -12,14 +12,13 @@ EngineName = Literal["auto", "vllm", "transformers"]
 class RolloutSettings:
     """What to roll out, and how."""
 
-    num_samples: int = 4
-    """Episodes a training task; several at temperature 1, which the exact loss is an expectation over."""
-    num_held_out_samples: int = 1
-    """Episodes a held-out task, for validation."""
+    temperatures: tuple[float, ...] = (0.0, 1.0, 1.0, 1.0)
+    """Of the episodes of each training task. 1 is the policy itself, over which the exact loss is an expectation; 0 is
+    greedy, as it is served."""
+    held_out_temperatures: tuple[float, ...] = (0.0, 1.0)
+    """Of the episodes of each held-out task, for validation."""
     num_held_out: int = 40
     """Tasks kept from mining and training."""
-    temperature: float = 1.0
-    """Of the policy; 1 is the policy itself."""
     max_tokens: int = 256
     """Most tokens of one action."""
     num_concurrent: int = 64
@@ -32,11 +31,13 @@ class RolloutSettings:
     """`vllm`, `transformers`, or `auto`: vLLM where it is installed."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_held_out_samples", "max_tokens", "num_concurrent", "max_model_len"):
+        for name in ("max_tokens", "num_concurrent", "max_model_len", "num_held_out"):
             if getattr(self, name) < 1:
                 raise SettingError(f"`rollouts.{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.temperature < 0:
-            raise SettingError(f"`rollouts.temperature` must be 0 or more, got {self.temperature}.")
+        for name in ("temperatures", "held_out_temperatures"):
+            values = getattr(self, name)
+            if not values or min(values) < 0:
+                raise SettingError(f"`rollouts.{name}` must be one or more numbers of 0 or more, got {values}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ class MiningSettings:
     """H_max in nats: a token above it is a decision and only ever begins a segment."""
     min_certain_share: float = 0.8
     """Share of a segment's occurrences that must be free of decisions after the first token."""
+    temperature: float | None = None
+    """Mine only trajectories sampled at this temperature: that of serving. The others still veto unstable texts. None
+    mines all."""
+    max_misaligned_share: float = 0.005
+    """Largest share of the places of a segment's text where the tokens are others than the segment's."""
 
     def __post_init__(self) -> None:
         rules = {"max_latents": 1, "min_support": 1, "max_length": 2}
@@ -64,8 +70,9 @@ class MiningSettings:
                 )
         if not self.max_entropy > 0:
             raise SettingError(f"`mining.max_entropy` must be above 0 nats, got {self.max_entropy}.")
-        if not 0 <= self.min_certain_share <= 1:
-            raise SettingError(f"`mining.min_certain_share` must lie in 0..1, got {self.min_certain_share}.")
+        for name in ("min_certain_share", "max_misaligned_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"`mining.{name}` must lie in 0..1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

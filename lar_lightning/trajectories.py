@@ -38,7 +38,7 @@ class Trajectory:
     """One episode; T is its number of tokens."""
 
     trajectory_id: str
-    """Unique in its file, e.g. `HumanEval/3#2` for the third sample of a task."""
+    """Unique in its file, e.g. `HumanEval/3@1#2` for the third sample at temperature 1."""
     task_id: str
     """Support is counted over these: several samples of one task are one witness."""
     token_ids: Int[np.ndarray, " T"]
@@ -49,6 +49,8 @@ class Trajectory:
     """Nats of the policy's next-token distribution at each action token; NaN at all others."""
     entropy_kind: str
     """How the entropies were found: `exact`, or `upper bound from top-20`."""
+    temperature: float
+    """At which the policy was sampled; 0 is greedy."""
     is_finished: bool
     """False where the token limit cut the last action."""
 
@@ -84,6 +86,7 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "spans": [[span.role, span.start, span.end] for span in trajectory.spans],
         "entropies": entropies,
         "entropy_kind": trajectory.entropy_kind,
+        "temperature": trajectory.temperature,
         "is_finished": trajectory.is_finished,
     }
 
@@ -106,6 +109,7 @@ def from_record(record: dict[str, Any]) -> Trajectory:
         spans=spans,
         entropies=entropies,
         entropy_kind=record["entropy_kind"],
+        temperature=record["temperature"],
         is_finished=record["is_finished"],
     )
 
@@ -158,10 +162,14 @@ def read_settings(path: Path) -> Settings:
         first = file.readline()
     try:
         header = json.loads(first)
+        if not first.endswith("\n"):
+            raise ValueError("the header is torn")
         if header["schema"] != SCHEMA:
             raise SettingError(f"{path} must have schema {SCHEMA}, got {header['schema']!r}. Roll out anew.")
         return dict(header["settings"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except SettingError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise SettingError(
             f"{path} must be a trajectory file whose first line is its header, got {first[:60]!r}. "
             "Remove it to roll out anew, or give the right file."
@@ -189,7 +197,7 @@ def _records(path: Path) -> Iterator[Trajectory]:
     for number, line in enumerate(lines[1:-1], start=2):
         try:
             yield from_record(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise SettingError(
                 f"{path} must hold one trajectory a line, got something else in line {number} ({error}). "
                 "Remove that line, or the file, and run the verb `rollout` again: only what is missing is made anew."

@@ -78,5 +78,6 @@ def trajectory_of(text: str, *, is_finished: bool = True) -> Trajectory:
         spans=(Span(role="user", start=0, end=1), Span(role="assistant", start=1, end=len(token_ids))),
         entropies=np.zeros(len(token_ids), dtype=np.float32),
         entropy_kind="exact",
+        temperature=1.0,
         is_finished=is_finished,
     )

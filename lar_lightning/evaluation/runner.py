@@ -107,7 +107,7 @@ def _stored(path: Path, signature: dict[str, Any]) -> MethodRun | None:
 def _warm_up(policy: Policy, tokenizer: "PreTrainedTokenizerFast") -> None:
     """Let the engine compile and allocate before the clock runs."""
     ids, _ = render_chat(tokenizer, [{"role": "user", "content": "Warm up."}])
-    list(policy.generate([Request(request_id="warm-up", prompt_ids=ids)], Sampling(temperature=0, max_tokens=8)))
+    list(policy.generate([Request(request_id="warm-up", prompt_ids=ids)], Sampling(max_tokens=8)))
 
 
 def _run(
@@ -123,8 +123,8 @@ def _run(
     check_lengths({name: len(ids) for name, ids in prompts.items()}, settings.max_tokens, settings.max_model_len)
     # Runs of one engine differ in what is decoded together, as two days in production do.
     order = sorted(prompts) if run % 2 == 0 else sorted(prompts, reverse=True)
-    requests = [Request(request_id=task_id, prompt_ids=prompts[task_id]) for task_id in order]
-    sampling = Sampling(temperature=0.0, max_tokens=settings.max_tokens)
+    requests = [Request(request_id=task_id, prompt_ids=prompts[task_id], temperature=0.0) for task_id in order]
+    sampling = Sampling(max_tokens=settings.max_tokens)
     num_generated = 0
     episodes: dict[str, Episode] = {}
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 Dimensions: N tokens of the corpus.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,14 @@ def certain_share(
 
 
 def is_stable_alone(tokenizer: "PreTrainedTokenizerFast", segment: Sequence[int], text: str) -> bool:
-    """Tell whether a segment's text is tokenized to the segment, and is not itself one base token."""
+    """Tell whether a segment's text is tokenized to the segment, is not itself one base token, and decodes as a token.
+
+    Byte-level decoders read an added token without space or newline letter by letter as bytes, where they can: latin
+    letters with accents come out broken. It is looked at in second place, since some decoders strip the first.
+    """
+    decoder = tokenizer.backend_tokenizer.decoder
+    if decoder is not None and decoder.decode([text, text]) != decoder.decode([text]) + text:
+        return False
     if not text or REPLACEMENT in text or text in tokenizer.get_vocab():
         return False
     return encode_text(tokenizer, text) == list(segment)
@@ -69,7 +77,9 @@ class TextCorpus:
         for text in texts:
             encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             for start, _ in encoding["offset_mapping"]:  # type: ignore[union-attr]
-                self.token_at[offset + start] = index  # type: ignore[operator]
+                if self.token_at[offset + start] < 0:  # type: ignore[operator]
+                    # several tokens of one character all start with it; its first is the edge
+                    self.token_at[offset + start] = index  # type: ignore[operator]
                 index += 1
             offset += len(text)
             self.token_at[offset] = index  # the end of a text is an edge too
@@ -93,16 +103,16 @@ class TextCorpus:
 
 def tokenizer_differences(
     tokenizer: "PreTrainedTokenizerFast", vocabulary: LatentVocabulary, texts: Sequence[str]
-) -> tuple[int, int, set[int]]:
+) -> tuple[int, int, Counter[int]]:
     """Compare the code of the base tokenizer's ids with what the extended tokenizer makes of the same text.
 
     Returns:
-        The number of units that are only in one of the two, the number of units compared, and the latents at which
-        the two part (unit ids).
+        The number of units that are only in one of the two, the number of units compared, and how often each latent
+        stands in or beside a difference, by unit id.
     """
     extended = extend_tokenizer(tokenizer, vocabulary)
     num_different, num_units = 0, 0
-    guilty: set[int] = set()
+    guilty: Counter[int] = Counter()
     for text in texts:
         by_ids = vocabulary.encode(encode_text(tokenizer, text))
         by_text = encode_text(extended, text)
@@ -110,7 +120,7 @@ def tokenizer_differences(
         if by_ids != by_text:
             different, latents = _parting(vocabulary, tokenizer, by_ids, by_text)
             num_different += different
-            guilty |= latents
+            guilty.update(latents)
     return num_different, num_units, guilty
 
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+MAX_DIFFERENT_SHARE = 1e-3
+"""Largest share of units in which the extended tokenizer may differ from the ids (algorithm 3)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MiningReport:
     """What one pass found, for people and for the JSON beside the vocabulary."""
@@ -39,9 +43,11 @@ class MiningReport:
     num_uncertain: int
     """Rejected: a decision inside too many occurrences."""
     num_unstable: int
-    """Rejected: their text is tokenized otherwise, alone or somewhere in the corpus."""
+    """Rejected when they would have been picked: their text is tokenized otherwise, alone or somewhere in the corpus."""
     num_disputed: int
     """Taken back: the extended tokenizer cut a transcript otherwise than the ids."""
+    different_share: float
+    """Share of units in which the extended tokenizer and the ids still differ, over all mined texts."""
     entropy_kind: str
     """How the entropies of the trajectories were found."""
 
@@ -54,35 +60,91 @@ def mine(
     Raises:
         SettingError: if no segment passes.
     """
-    corpus = corpus_of(trajectories)
-    texts = list(dict.fromkeys(decode(tokenizer, trajectory.token_ids) for trajectory in trajectories))
+    mined = [t for t in trajectories if settings.temperature in (None, t.temperature)]
+    if not mined:
+        found = sorted({trajectory.temperature for trajectory in trajectories})
+        raise SettingError(
+            f"`mining.temperature` must be one that was rolled out, got {settings.temperature}, there are {found}. "
+            "Change it, or add it to `rollouts.temperatures`."
+        )
+    corpus = corpus_of(mined)
     repeats, certain = _certain_repeats(corpus, tokenizer, settings)
-    stable = _stable(certain, tokenizer, TextCorpus(tokenizer, texts))
+    texts = texts_of(trajectories, tokenizer)
+    stability = Stability(tokenizer, TextCorpus(tokenizer, texts), settings.max_misaligned_share)
     num_disputed = 0
     while True:
-        picks = select(corpus, stable, max_latents=settings.max_latents, min_support=settings.min_support)
+        picks = select(
+            corpus,
+            certain,
+            max_latents=settings.max_latents,
+            min_support=settings.min_support,
+            is_admissible=stability.is_stable,
+        )
         if not picks:
             raise SettingError(
                 f"`mining` must leave at least one segment, got none of {len(repeats)} repeats in {len(corpus)} tokens "
-                f"of {corpus.num_tasks} tasks ({len(certain)} certain, {len(stable)} stable). Roll out more, or lower "
+                f"of {corpus.num_tasks} tasks ({len(certain)} without decisions inside). Roll out more, or lower "
                 f"`mining.min_support` ({settings.min_support}) or raise `mining.max_entropy` ({settings.max_entropy})."
             )
         vocabulary = _vocabulary(picks, corpus, tokenizer, settings)
-        _, _, guilty = tokenizer_differences(tokenizer, vocabulary, texts)
-        if not guilty:
+        num_different, num_units, guilty = tokenizer_differences(tokenizer, vocabulary, texts)
+        if num_different <= MAX_DIFFERENT_SHARE * num_units:
             break
-        taken_back = {vocabulary.latents[unit - vocabulary.base_size].segment for unit in guilty}
-        stable = [candidate for candidate in stable if candidate.segment not in taken_back]
-        num_disputed += len(taken_back)
+        worst = max(guilty, key=lambda unit: (guilty[unit], unit))
+        stability.refuse(vocabulary.latents[worst - vocabulary.base_size].segment)
+        num_disputed += 1
     report = MiningReport(
         num_tokens=len(corpus),
         num_candidates=len(repeats),
         num_uncertain=len(repeats) - len(certain),
-        num_unstable=len(certain) - len(stable) - num_disputed,
+        num_unstable=stability.num_refused - num_disputed,
         num_disputed=num_disputed,
-        entropy_kind=" and ".join(sorted({trajectory.entropy_kind for trajectory in trajectories})),
+        different_share=round(num_different / num_units, 6),
+        entropy_kind=" and ".join(sorted({trajectory.entropy_kind for trajectory in mined})),
     )
     return vocabulary, report
+
+
+def texts_of(trajectories: Sequence[Trajectory], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Return every text that a policy reads or writes between edges that it cannot move; each once."""
+    return list(
+        dict.fromkeys(
+            decode(tokenizer, trajectory.token_ids[span.start : span.end])
+            for trajectory in trajectories
+            for span in trajectory.spans
+        )
+    )
+
+
+class Stability:
+    """Remembers which segments the extended tokenizer would match where the ids do not."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", text_corpus: TextCorpus, max_misaligned_share: float
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.text_corpus = text_corpus
+        self.max_misaligned_share = max_misaligned_share
+        self._verdicts: dict[tuple[int, ...], bool] = {}
+
+    def is_stable(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate's text survives."""
+        segment = candidate.segment
+        if segment not in self._verdicts:
+            text = decode(self.tokenizer, segment)
+            self._verdicts[segment] = is_stable_alone(self.tokenizer, segment, text) and (
+                self.text_corpus.misaligned_share(text, len(segment)) <= self.max_misaligned_share
+            )
+        return self._verdicts[segment]
+
+    def refuse(self, segment: tuple[int, ...]) -> None:
+        """Take a segment back for good."""
+        self._verdicts[segment] = False
+
+    @property
+    def num_refused(self) -> int:
+        """Segments found unstable so far."""
+        return sum(not verdict for verdict in self._verdicts.values())
 
 
 def _certain_repeats(
@@ -113,18 +175,6 @@ def _certain_repeats(
             support = len(np.unique(corpus.tasks[positions]))
             certain.append(Candidate(segment=repeat.segment, positions=positions, support=support))
     return repeats, certain
-
-
-def _stable(
-    candidates: Sequence[Candidate], tokenizer: "PreTrainedTokenizerFast", text_corpus: TextCorpus
-) -> list[Candidate]:
-    stable = []
-    for candidate in candidates:
-        text = decode(tokenizer, candidate.segment)
-        if is_stable_alone(tokenizer, candidate.segment, text):
-            if text_corpus.misaligned_share(text, len(candidate.segment)) == 0:
-                stable.append(candidate)
-    return stable
 
 
 def _vocabulary(

@@ -9,7 +9,7 @@ Dimensions: N tokens of the corpus.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,12 @@ def select(
     *,
     max_latents: int,
     min_support: int,
+    is_admissible: Callable[[Candidate], bool],
 ) -> list[Pick]:
     """Pick up to `max_latents` candidates, each the best of what is left.
 
-    A candidate whose remaining usable occurrences come from fewer than `min_support` tasks is passed over.
+    A candidate whose remaining usable occurrences come from fewer than `min_support` tasks is passed over, and so is one
+    that `is_admissible` refuses; it is only asked about candidates that would be picked.
     """
     partition = Partition(corpus)
     heap = [
@@ -97,6 +99,8 @@ def select(
         saving = int(partition.savings(positions, len(segment)).sum())
         if heap and saving < -heap[0][0]:
             heapq.heappush(heap, (-saving, segment, index))
+            continue
+        if not is_admissible(candidate):
             continue
         picks.append(Pick(candidate=candidate, saving=saving, positions=positions))
         partition.merge(positions, len(segment))

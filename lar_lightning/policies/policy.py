@@ -13,8 +13,6 @@ from jaxtyping import Float
 class Sampling:
     """How to continue a prompt."""
 
-    temperature: float = 1.0
-    """0 is greedy."""
     max_tokens: int = 256
     """Most units to generate for one action."""
     with_entropies: bool = False
@@ -27,6 +25,8 @@ class Request:
 
     request_id: str
     prompt_ids: Sequence[int]
+    temperature: float = 1.0
+    """0 is greedy."""
     seed: int = 0
     """Of this request alone, so that neither order nor batching changes what is drawn."""
 

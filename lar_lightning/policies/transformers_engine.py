@@ -52,7 +52,7 @@ class TransformersPolicy:
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float()
-            tokens = _draw(logits, generators, sampling.temperature)
+            tokens = _draw(logits, generators, [request.temperature for request in requests])
             step_entropies = torch.distributions.Categorical(logits=logits).entropy().tolist()
             for row, token in enumerate(tokens.tolist()):
                 if not is_done[row]:
@@ -76,16 +76,13 @@ class TransformersPolicy:
 
 
 def _draw(
-    logits: Float[Tensor, "B V"], generators: Sequence[torch.Generator], temperature: float
+    logits: Float[Tensor, "B V"], generators: Sequence[torch.Generator], temperatures: Sequence[float]
 ) -> Int[Tensor, " B"]:
-    if temperature == 0:
-        return logits.argmax(1)
-    probabilities = (logits / temperature).softmax(1).cpu()
-    drawn = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return torch.cat(drawn).to(logits.device)
+    tokens = logits.argmax(1)
+    for row, (generator, temperature) in enumerate(zip(generators, temperatures, strict=True)):
+        if temperature > 0:
+            tokens[row] = torch.multinomial((logits[row] / temperature).softmax(0).cpu(), 1, generator=generator)[0]
+    return tokens
 
 
 def _left_padded(

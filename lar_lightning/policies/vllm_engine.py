@@ -34,9 +34,9 @@ class VllmPolicy:
         engine = self.llm.llm_engine
         for request in requests:
             parameters = SamplingParams(
-                temperature=sampling.temperature,
+                temperature=request.temperature,
                 max_tokens=sampling.max_tokens,
-                seed=request.seed if sampling.temperature > 0 else None,
+                seed=request.seed if request.temperature > 0 else None,
                 logprobs=NUM_LOG_PROBABILITIES if sampling.with_entropies else None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,

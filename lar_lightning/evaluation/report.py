@@ -1,0 +1,395 @@
+"""The page about a run: one HTML file that needs nothing else, from what the stages left on disk.
+
+Parts whose files are missing are left out, with the verb that makes them. Texts are model-written:
+the template escapes all of them, and refuses scripts on top of that.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lar_lightning.artefacts import write_text
+from lar_lightning.base_models import load_tokenizer
+from lar_lightning.errors import SettingError
+from lar_lightning.evaluation.examples import Example, make_examples, marked_runs
+from lar_lightning.evaluation.plots import Curves, read_curves, training_plots
+from lar_lightning.evaluation.runner import Episode
+from lar_lightning.runs import export_path, vocabulary_path
+from lar_lightning.segments import LatentVocabulary
+
+Row = Mapping[str, Any]
+Facts = list[tuple[str, str, str]]
+"""Name, value, and what it means."""
+
+REPORT_FILE = "report.html"
+NOTHING = "\u2013"
+RESULT_COLUMNS = {
+    "score": ("Score", "share of tasks solved, mean over runs; 95 % interval over tasks"),
+    "generated_units": ("Generated units", "steps of decoding; below, against vanilla"),
+    "expanded_tokens": ("Expanded tokens", "base tokens of the text that those units stand for"),
+    "units_per_expanded_token": (
+        "Units per token",
+        "1 without latents; what is below 1, they save",
+    ),
+    "latents_emitted": ("Latents emitted", "latent actions among the generated units"),
+    "adoption_rate": ("Adoption", "latents emitted, of the places for them in the same text"),
+    "prompt_tokens": ("Prompt units", "what was read before the answers"),
+    "finished_share": ("Finished", "answers that ended before the token limit"),
+    "wall_clock_seconds": ("Seconds", "wall clock of all tasks; mean and range of runs"),
+    "expanded_tokens_per_second": ("Expanded tokens/s", "text per second; mean and range of runs"),
+    "agreement": ("Agreement", "share of the text before it parts from vanilla's"),
+}
+"""Key in the results -> name and meaning."""
+SPREADS = {
+    "score": "score_interval_95",
+    "wall_clock_seconds": "wall_clock_seconds_range",
+    "expanded_tokens_per_second": "expanded_tokens_per_second_range",
+}
+
+MINING_FACTS = {
+    "num_tokens": ("Action tokens mined", "what the base model wrote in the trajectories"),
+    "num_candidates": ("Recurring segments", "maximal repeats in enough distinct tasks"),
+    "num_uncertain": (
+        "Rejected as uncertain",
+        "the base model still decides something inside them",
+    ),
+    "num_unstable": ("Rejected as unstable", "their text is tokenized otherwise elsewhere"),
+    "num_disputed": ("Taken back", "the extended tokenizer cut a transcript otherwise"),
+    "different_share": (
+        "Units that differ",
+        "between the extended tokenizer and the ids, over all mined texts",
+    ),
+    "entropy_kind": ("Entropy", "how the base model's uncertainty was found"),
+}
+HELD_OUT_FACTS = {
+    "val/loss_against_start": ("Loss against its start", "below 1: nearer to the base model"),
+    "val/row_agreement": ("Rows that agree", "likeliest token is the base model's"),
+    "val/expected_adoption": ("Expected adoption", "probability of the latent, where it is due"),
+    "val/reparameterization_rate": ("Inside latents", "share of action tokens, were all used"),
+    "val/units_per_token": ("Units per token", "were all latents used"),
+}
+FILES = {
+    "trajectories": "what the base model wrote on the tasks (rollout)",
+    "latent_vocabulary.json": "the latent actions (mine)",
+    "checkpoints": "what training learned (fit)",
+    "logs": "metrics of training (fit)",
+    "export": "the trained model as an ordinary checkpoint, for any engine (export)",
+    "evaluation": "every answer to the held-out tasks (evaluate)",
+    "results.json": "the table above, for programs (evaluate)",
+    "results.md": "the table above, as Markdown (evaluate)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContents:
+    """What the folder of a run holds; None or empty where a stage has not been."""
+
+    rows: list[Row]
+    vocabulary: LatentVocabulary | None
+    curves: Curves
+    episodes: dict[str, dict[str, Episode]]
+    """First run of vanilla and of LAR: method -> task -> episode."""
+    settings: Mapping[str, Any]
+    """Of the evaluation."""
+    export: Path | None
+    """The trained checkpoint, whose tokenizer knows the latents."""
+
+
+def write_report(base_model: str, run_dir: Path) -> Path:
+    """Write the page about a run and return where it is.
+
+    Raises:
+        SettingError: if the run's folder holds nothing to report.
+    """
+    run_dir = Path(run_dir)
+    if not any((run_dir / name).exists() for name in FILES):
+        raise SettingError(
+            f"`run_dir` must hold a run to report, got {run_dir} without any of its files. "
+            "Check the path, or run the verb `fit`, which makes rollouts and latents on its way."
+        )
+    path = run_dir / REPORT_FILE
+    page = render(page_data(base_model, run_dir))
+    write_text(
+        path, page.encode("utf-8", "replace").decode("utf-8")
+    )  # a lone surrogate is not writable
+    print(f"report: wrote {path}", flush=True)
+    return path
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """Fill the template."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, spread=spread, runs=marked_runs)
+    return environment.get_template("report.html.jinja").render(data)
+
+
+def page_data(base_model: str, run_dir: Path) -> dict[str, Any]:
+    """Gather everything that the template shows."""
+    contents = read_contents(run_dir)
+    rows = {row["method"]: row for row in contents.rows}
+    provenance = contents.vocabulary.provenance if contents.vocabulary else {}
+    return {
+        "base_model": Path(base_model).name if Path(base_model).is_absolute() else base_model,
+        "benchmark": contents.rows[0]["benchmark"] if contents.rows else None,
+        "lead": lead(contents, run_date(run_dir)),
+        "num_latents": len(contents.vocabulary) if contents.vocabulary else None,
+        "methods": [method_name(row) for row in contents.rows],
+        "headline": headline(rows["vanilla"], rows["lar"])
+        if {"vanilla", "lar"} <= set(rows)
+        else None,
+        "result_table": result_table(contents.rows),
+        "evaluation": contents.settings,
+        "plots": training_plots(contents.curves),
+        "held_out_facts": named_facts(last_values(contents.curves), HELD_OUT_FACTS, strict=True),
+        "latents": latent_table(contents),
+        "examples": examples(contents),
+        "mining_facts": named_facts(provenance.get("report", {}), MINING_FACTS),
+        "mining_settings": provenance.get("mining", {}),
+        "files": run_files(run_dir),
+        "missing": missing_parts(contents),
+    }
+
+
+def read_contents(run_dir: Path) -> RunContents:
+    """Read what is there.
+
+    Raises:
+        SettingError: if a file is not what its stage writes.
+    """
+    results, export = run_dir / "results.json", export_path(run_dir)
+    path = vocabulary_path(run_dir)
+    evaluated = {
+        method: run_dir / "evaluation" / f"{method}-0.json" for method in ("vanilla", "lar")
+    }
+    stored = {method: _read_json(file) for method, file in evaluated.items() if file.exists()}
+    try:
+        episodes = {
+            method: {
+                episode["task_id"]: Episode(**episode) for episode in content["run"]["episodes"]
+            }
+            for method, content in stored.items()
+        }
+        settings = stored["lar"]["signature"]["settings"] if "lar" in stored else {}
+    except (KeyError, TypeError) as error:
+        raise SettingError(
+            f"`run_dir` must hold answers of this version in {run_dir / 'evaluation'}, got others "
+            f"({error!r}). Remove them and run the verb `evaluate`."
+        ) from error
+    return RunContents(
+        rows=_read_json(results) if results.exists() else [],
+        vocabulary=LatentVocabulary.load(path) if path.exists() else None,
+        curves=read_curves(run_dir / "logs"),
+        episodes=episodes,
+        settings=settings,
+        export=export if (export / "tokenizer.json").exists() else None,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(
+            f"`run_dir` must hold JSON in {path}, got something else ({error}). "
+            "Remove it and run the verb `evaluate`."
+        ) from error
+
+
+def missing_parts(contents: RunContents) -> dict[str, str]:
+    """Name the verb that makes each part of the page that is missing."""
+    is_mined = contents.vocabulary is not None
+    is_evaluated = len(contents.episodes) == 2
+    parts = {
+        "results": (bool(contents.rows), "evaluate"),
+        "training": (bool(contents.curves), "fit"),
+        "latents": (is_mined, "mine"),
+        "emitted": ("lar" in contents.episodes, "evaluate"),
+        "examples": (is_mined and is_evaluated and contents.export is not None, "evaluate"),
+        "mining": (is_mined, "mine"),
+    }
+    if is_evaluated and contents.export is None:
+        parts["examples"] = (False, "export")
+    return {part: verb for part, (is_there, verb) in parts.items() if not is_there}
+
+
+def lead(contents: RunContents, day: str) -> str:
+    """Say in a few words what the run is."""
+    parts = ["No latent actions yet."]
+    if contents.vocabulary is not None:
+        count = number(len(contents.vocabulary))
+        parts = [
+            f"{count} latent actions: symbols for token segments that the model keeps writing."
+        ]
+    if contents.rows:
+        num_tasks, num_runs = (contents.rows[0][key] for key in ("num_tasks", "num_runs"))
+        runs = "one run" if num_runs == 1 else f"{num_runs} runs"
+        parts.append(f"Judged on {number(num_tasks)} held-out tasks, {runs} of each method, {day}.")
+    return " ".join(parts)
+
+
+def run_date(run_dir: Path) -> str:
+    """Return the day on which the latest of the run's files was written."""
+    times = [(run_dir / name).stat().st_mtime for name in FILES if (run_dir / name).exists()]
+    return date.fromtimestamp(max(times)).isoformat()
+
+
+def headline(vanilla: Row, lar: Row) -> dict[str, Any]:
+    """Return the figures on top: what latents save apart from what the text's length does."""
+    shorter = (
+        lar["expanded_tokens"] / vanilla["expanded_tokens"] - 1
+        if vanilla["expanded_tokens"]
+        else 0.0
+    )
+    return {
+        "vanilla": vanilla,
+        "lar": lar,
+        "saved_by_latents": 1 - lar["units_per_expanded_token"],
+        "change_of_text": shorter,
+        "floor": vanilla["agreement"] if vanilla["num_runs"] > 1 else None,
+    }
+
+
+def result_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one entry a column of the results, with its values by method."""
+    return [
+        {
+            "name": name,
+            "meaning": meaning,
+            "cells": [_result_cell(row, key) for row in rows],
+        }
+        for key, (name, meaning) in RESULT_COLUMNS.items()
+        if any(key in row for row in rows)
+    ]
+
+
+def _result_cell(row: Row, key: str) -> tuple[str, str]:
+    """Return a value and what stands below it."""
+    is_vanilla = row["method"] == "vanilla"
+    if key not in row or (key == "adoption_rate" and is_vanilla):
+        return NOTHING, ""
+    if key == "agreement" and is_vanilla:
+        return (number(row[key]), "floor") if row["num_runs"] > 1 else (NOTHING, "one run only")
+    if key == "generated_units" and not is_vanilla:
+        return number(row[key]), percent(row["generated_units_against_vanilla"], signed=True)
+    values = row.get(SPREADS.get(key, ""))
+    return number(row[key]), spread(values) if values else ""
+
+
+def method_name(row: Row) -> str:
+    """Return how the page writes a method."""
+    return "LAR" if row["method"] == "lar" else row["method"]
+
+
+def latent_table(contents: RunContents) -> list[dict[str, Any]]:
+    """Return the latents, those most used first, each with its uses and its places."""
+    if contents.vocabulary is None:
+        return []
+    vocabulary = contents.vocabulary
+    episodes = contents.episodes.get("lar", {}).values()
+    emitted = count_latents(vocabulary, (episode.units for episode in episodes))
+    places = count_latents(
+        vocabulary, (vocabulary.encode(vocabulary.expand(e.units)) for e in episodes)
+    )
+    table = [
+        {"latent": latent, "emitted": emitted[index], "places": places[index]}
+        for index, latent in enumerate(vocabulary.latents)
+    ]
+    return sorted(table, key=lambda entry: (-entry["emitted"], -entry["latent"].num_occurrences))
+
+
+def count_latents(vocabulary: LatentVocabulary, texts: Iterable[Sequence[int]]) -> Counter[int]:
+    """Count the units that are latents, by index.
+
+    Raises:
+        SettingError: if a unit is beyond the vocabulary.
+    """
+    counts = Counter(
+        unit - vocabulary.base_size
+        for units in texts
+        for unit in units
+        if vocabulary.is_latent(unit)
+    )
+    if counts and max(counts) >= len(vocabulary):
+        raise SettingError(
+            f"`run_dir` must hold an evaluation of its own latent vocabulary, got "
+            f"latent {max(counts)} where there are {len(vocabulary)}. Run the verb `evaluate` again."
+        )
+    return counts
+
+
+def examples(contents: RunContents) -> list[Example]:
+    """Return held-out answers of both methods, where all is there that they need."""
+    if contents.vocabulary is None or contents.export is None or len(contents.episodes) < 2:
+        return []
+    tokenizer = load_tokenizer(contents.export)
+    vanilla, lar = contents.episodes["vanilla"], contents.episodes["lar"]
+    return make_examples(tokenizer, contents.vocabulary, vanilla, lar)
+
+
+def named_facts(
+    values: Mapping[str, Any], names: Mapping[str, tuple[str, str]], *, strict: bool = False
+) -> Facts:
+    """Put names and meanings to values; keys without a name follow as they are, unless `strict`."""
+    known = {key: values[key] for key in names if key in values}
+    others = {} if strict else {key: value for key, value in values.items() if key not in names}
+    facts = []
+    for key, value in {**known, **others}.items():
+        name, meaning = names.get(key, (key.replace("_", " "), ""))
+        facts.append((name, number(value), meaning))
+    return facts
+
+
+def last_values(curves: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Return each metric's value at its last step."""
+    return {name: values[max(values)] for name, values in curves.items()}
+
+
+def run_files(run_dir: Path) -> list[tuple[str, str, str]]:
+    """Return the files and folders of a run that are there: name, size, and what they are."""
+    return [
+        (name + ("/" if (run_dir / name).is_dir() else ""), _size(run_dir / name), meaning)
+        for name, meaning in FILES.items()
+        if (run_dir / name).exists()
+    ]
+
+
+def _size(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = float(sum(file.stat().st_size for file in files))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def number(value: Any) -> str:
+    """Write a number for people; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write an interval or range."""
+    return " to ".join(map(number, values))
+
+
+def percent(value: float, *, signed: bool = False) -> str:
+    """Write a share as a percentage; a change gets a decimal and its sign, with a true minus."""
+    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.0f}"
+    return text.replace("-", "\u2212") + "\u00a0%"
