@@ -8,11 +8,10 @@ import lightning as L
 from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.errors import SettingError
 from lar_lightning.loading import TrajectoryLoader
-from lar_lightning.rollouts import trajectory_path
+from lar_lightning.rollouts import read_split
 from lar_lightning.runs import ensure_rollouts, ensure_vocabulary, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import MiningSettings, RolloutSettings
-from lar_lightning.trajectories import read_trajectories
 
 
 class RolloutDataModule(L.LightningDataModule):
@@ -55,7 +54,7 @@ class RolloutDataModule(L.LightningDataModule):
     @override
     def prepare_data(self) -> None:
         ensure_rollouts(self.base_model, self.benchmark, self.run_dir, self.rollouts)
-        ensure_vocabulary(self.base_model, self.run_dir, self.mining)
+        ensure_vocabulary(self.base_model, self.run_dir, self.rollouts, self.mining)
 
     @override
     def setup(self, stage: str) -> None:
@@ -63,12 +62,9 @@ class RolloutDataModule(L.LightningDataModule):
             return
         vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
         self.training, self.held_out = (
-            [align(vocabulary, trajectory) for trajectory in read_trajectories(trajectory_path(self.run_dir, split))]
+            [align(vocabulary, trajectory) for trajectory in read_split(self.run_dir, split, self.rollouts)]
             for split in ("train", "held_out")
         )
-        # The file holds them in the order in which the engine finished.
-        self.training.sort(key=lambda item: item.trajectory_id)
-        self.held_out.sort(key=lambda item: item.trajectory_id)
 
     @override
     def train_dataloader(self) -> TrajectoryLoader:

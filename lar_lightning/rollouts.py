@@ -1,6 +1,6 @@
 """Rolling out a policy on a benchmark's tasks, into trajectory files that grow episode by episode."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ from lar_lightning.errors import SettingError
 from lar_lightning.policies import Policy, Request, Sampling, open_policy
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import render_chat
-from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile
+from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile, read_trajectories
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,8 +53,24 @@ def trajectory_path(run_dir: Path, split: Split) -> Path:
     return run_dir / "trajectories" / f"{split}.jsonl"
 
 
-def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutSettings) -> dict[Split, list[Trajectory]]:
-    """Bring both trajectory files of a run up to what the settings want, and return them.
+def read_split(run_dir: Path, split: Split, settings: RolloutSettings) -> list[Trajectory]:
+    """Read the trajectories of a split that the settings ask for, in an order that does not depend on the engine's.
+
+    The file may hold more, from a time when more were asked for.
+    """
+    temperatures = settings.temperatures if split == "train" else settings.held_out_temperatures
+    return sorted(
+        (
+            trajectory
+            for trajectory in read_trajectories(trajectory_path(run_dir, split))
+            if int(trajectory.trajectory_id.rpartition("#")[2]) < temperatures.count(trajectory.temperature)
+        ),
+        key=lambda trajectory: trajectory.trajectory_id,
+    )
+
+
+def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutSettings) -> None:
+    """Bring both trajectory files of a run up to what the settings want.
 
     Finished episodes are reused; the engine is only opened where some are missing.
 
@@ -78,7 +94,6 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
         missing += [(split, episode) for episode in todo]
     if missing:
         _roll_out_missing(checkpoint, tokenizer, missing, files, settings)
-    return {split: _selected(file.read(), wanted[split]) for split, file in files.items()}
 
 
 def _episodes(tasks: Sequence[Task], temperatures: tuple[float, ...]) -> list[Episode]:
@@ -105,12 +120,6 @@ def _finished(file: TrajectoryFile) -> list[Trajectory]:
     with file.path.open("rb") as stream:
         has_records = sum(1 for _ in zip(range(2), stream, strict=False)) > 1
     return file.read() if has_records else []
-
-
-def _selected(trajectories: Iterable[Trajectory], episodes: Iterable[Episode]) -> list[Trajectory]:
-    """Put what is wanted into its own order, whatever order it was finished in."""
-    by_id = {trajectory.trajectory_id: trajectory for trajectory in trajectories}
-    return [by_id[episode.trajectory_id] for episode in episodes]
 
 
 def _roll_out_missing(

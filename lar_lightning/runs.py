@@ -52,13 +52,14 @@ def ensure_rollouts(base_model: str, benchmark: str, run_dir: Path, settings: "R
     roll_out(base_checkpoint(base_model), benchmark, run_dir, settings)
 
 
-def ensure_vocabulary(base_model: str, run_dir: Path, settings: "MiningSettings") -> LatentVocabulary:
+def ensure_vocabulary(
+    base_model: str, run_dir: Path, rollouts: "RolloutSettings", settings: "MiningSettings"
+) -> LatentVocabulary:
     """Mine the run's training trajectories, unless that was done with the same settings."""
-    from lar_lightning.rollouts import trajectory_path
-    from lar_lightning.trajectories import read_trajectories, summary_of
+    from lar_lightning.rollouts import read_split
+    from lar_lightning.trajectories import summary_of
 
-    source = trajectory_path(run_dir, "train")
-    trajectories = sorted(read_trajectories(source), key=lambda trajectory: trajectory.trajectory_id)
+    trajectories = read_split(run_dir, "train", rollouts)
     tokenizer = load_tokenizer(base_checkpoint(base_model))
     wanted = {"mining": asdict(settings), "trajectories": _content_fingerprint(trajectories)}
     path = vocabulary_path(run_dir)

@@ -12,7 +12,7 @@ EngineName = Literal["auto", "vllm", "transformers"]
 class RolloutSettings:
     """What to roll out, and how."""
 
-    temperatures: tuple[float, ...] = (0.0, 1.0, 1.0, 1.0)
+    temperatures: tuple[float, ...] = (0.0, 1.0, 1.0)
     """Of the episodes of each training task. 1 is the policy itself, over which the exact loss is an expectation; 0 is
     greedy, as it is served."""
     held_out_temperatures: tuple[float, ...] = (0.0, 1.0)

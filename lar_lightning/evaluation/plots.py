@@ -195,8 +195,8 @@ def _behaviour_plot(curves: Curves) -> Plot | None:
         title="Agreement and adoption",
         svg=_svg(draw, "behaviour"),
         legend=(("behaviour", "rows that agree"), ("latent", "expected adoption")),
-        caption="Rows whose likeliest token is the base model's; probability of the latent where one "
-        "is due.",
+        caption="Rows whose likeliest token is the base model's; probability of the latent "
+        "where one is due.",
     )
 
 

@@ -35,7 +35,7 @@ RESULT_COLUMNS = {
     "expanded_tokens": ("Expanded tokens", "base tokens of the text that those units stand for"),
     "units_per_expanded_token": (
         "Units per token",
-        "1 without latents; what is below 1, they save",
+        "1 without latents; what is below, they save",
     ),
     "latents_emitted": ("Latents emitted", "latent actions among the generated units"),
     "adoption_rate": ("Adoption", "latents emitted, of the places for them in the same text"),
@@ -115,9 +115,8 @@ def write_report(base_model: str, run_dir: Path) -> Path:
         )
     path = run_dir / REPORT_FILE
     page = render(page_data(base_model, run_dir))
-    write_text(
-        path, page.encode("utf-8", "replace").decode("utf-8")
-    )  # a lone surrogate is not writable
+    # A lone surrogate, which JSON can hold, cannot be written.
+    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     print(f"report: wrote {path}", flush=True)
     return path
 
@@ -146,9 +145,7 @@ def page_data(base_model: str, run_dir: Path) -> dict[str, Any]:
         "lead": lead(contents, run_date(run_dir)),
         "num_latents": len(contents.vocabulary) if contents.vocabulary else None,
         "methods": [method_name(row) for row in contents.rows],
-        "headline": headline(rows["vanilla"], rows["lar"])
-        if {"vanilla", "lar"} <= set(rows)
-        else None,
+        "headline": headline(rows.get("vanilla"), rows.get("lar")),
         "result_table": result_table(contents.rows),
         "evaluation": contents.settings,
         "plots": training_plots(contents.curves),
@@ -177,7 +174,8 @@ def read_contents(run_dir: Path) -> RunContents:
     try:
         episodes = {
             method: {
-                episode["task_id"]: Episode(**episode) for episode in content["run"]["episodes"]
+                episode["task_id"]: Episode(**{**episode, "units": tuple(episode["units"])})
+                for episode in content["run"]["episodes"]
             }
             for method, content in stored.items()
         }
@@ -235,8 +233,8 @@ def lead(contents: RunContents, day: str) -> str:
     if contents.rows:
         num_tasks, num_runs = (contents.rows[0][key] for key in ("num_tasks", "num_runs"))
         runs = "one run" if num_runs == 1 else f"{num_runs} runs"
-        parts.append(f"Judged on {number(num_tasks)} held-out tasks, {runs} of each method, {day}.")
-    return " ".join(parts)
+        parts.append(f"Judged on {number(num_tasks)} held-out tasks, {runs} of each method.")
+    return " ".join([*parts, f"{day}."])
 
 
 def run_date(run_dir: Path) -> str:
@@ -245,18 +243,15 @@ def run_date(run_dir: Path) -> str:
     return date.fromtimestamp(max(times)).isoformat()
 
 
-def headline(vanilla: Row, lar: Row) -> dict[str, Any]:
+def headline(vanilla: Row | None, lar: Row | None) -> dict[str, Any] | None:
     """Return the figures on top: what latents save apart from what the text's length does."""
-    shorter = (
-        lar["expanded_tokens"] / vanilla["expanded_tokens"] - 1
-        if vanilla["expanded_tokens"]
-        else 0.0
-    )
+    if vanilla is None or lar is None:
+        return None
     return {
         "vanilla": vanilla,
         "lar": lar,
         "saved_by_latents": 1 - lar["units_per_expanded_token"],
-        "change_of_text": shorter,
+        "change_of_text": lar["expanded_tokens"] / max(vanilla["expanded_tokens"], 1) - 1,
         "floor": vanilla["agreement"] if vanilla["num_runs"] > 1 else None,
     }
 
@@ -264,11 +259,7 @@ def headline(vanilla: Row, lar: Row) -> dict[str, Any]:
 def result_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return one entry a column of the results, with its values by method."""
     return [
-        {
-            "name": name,
-            "meaning": meaning,
-            "cells": [_result_cell(row, key) for row in rows],
-        }
+        {"name": name, "meaning": meaning, "cells": [_result_cell(row, key) for row in rows]}
         for key, (name, meaning) in RESULT_COLUMNS.items()
         if any(key in row for row in rows)
     ]
@@ -323,8 +314,8 @@ def count_latents(vocabulary: LatentVocabulary, texts: Iterable[Sequence[int]]) 
     )
     if counts and max(counts) >= len(vocabulary):
         raise SettingError(
-            f"`run_dir` must hold an evaluation of its own latent vocabulary, got "
-            f"latent {max(counts)} where there are {len(vocabulary)}. Run the verb `evaluate` again."
+            "`run_dir` must hold an evaluation of its own latent vocabulary, got latent "
+            f"{max(counts)} where there are {len(vocabulary)}. Run the verb `evaluate` again."
         )
     return counts
 
@@ -381,6 +372,8 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}".replace(",", "\u202f")
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1g}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 

@@ -1,0 +1,118 @@
+"""Imports go one way: the plug-ins know the library, the library never them, and heavy packages stay where they belong."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "lar_lightning").rglob("*.py"))
+PURE = ("trajectories", "segments", "alignment", "losses", "batches", "mining")
+PURE_FILES = [
+    file
+    for file in LIBRARY
+    if file.relative_to(ROOT / "lar_lightning").with_suffix("").parts[0] in PURE
+]
+FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "wandb"}
+
+
+def imports(node: ast.AST, *, at_load: bool) -> Iterator[str]:
+    """Yield the top-level packages that a tree imports.
+
+    Args:
+        node: Of the tree.
+        at_load: Leave out what is imported inside functions or for type checkers only.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module.partition(".")[0]
+        elif at_load and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        elif at_load and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from (name for other in child.orelse for name in imports(other, at_load=True))
+        else:
+            yield from imports(child, at_load=at_load)
+
+
+def packages_of(file: Path, *, at_load: bool = False) -> set[str]:
+    return set(imports(ast.parse(file.read_text(encoding="utf-8")), at_load=at_load))
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = "import a.b\nif TYPE_CHECKING:\n    import c\ndef f():\n    from d.e import g\n"
+    source += "class K:\n    import h\ntry:\n    import i\nexcept ImportError:\n    pass\n"
+    tree = ast.parse(source)
+    assert set(imports(tree, at_load=False)) == {"a", "c", "d", "h", "i"}
+    assert set(imports(tree, at_load=True)) == {"a", "h", "i"}
+
+
+def named(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=named)
+def test_library_never_imports_the_plug_ins(file: Path) -> None:
+    assert packages_of(file).isdisjoint({"callbacks", "data_modules", "tests"})
+
+
+def test_plug_ins_never_import_each_other() -> None:
+    for folder, other in (("callbacks", "data_modules"), ("data_modules", "callbacks")):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert other not in packages_of(file), named(file)
+
+
+def test_one_file_imports_vllm_and_only_when_it_is_opened() -> None:
+    assert [named(file) for file in LIBRARY if "vllm" in packages_of(file)] == [
+        "lar_lightning/policies/vllm_engine.py"
+    ]
+    assert [named(file) for file in LIBRARY if "vllm" in packages_of(file, at_load=True)] == []
+
+
+def test_pure_modules_exist() -> None:
+    assert {
+        file.relative_to(ROOT / "lar_lightning").with_suffix("").parts[0] for file in PURE_FILES
+    } == set(PURE)
+
+
+@pytest.mark.parametrize("file", PURE_FILES, ids=named)
+def test_pure_logic_names_no_framework(file: Path) -> None:
+    assert packages_of(file, at_load=True).isdisjoint(FRAMEWORKS)
+
+
+def loaded_after(*modules: str) -> set[str]:
+    """Return the top-level packages in memory after a fresh Python has imported `modules`."""
+    code = "import json, sys\n" + "".join(f"import {module}\n" for module in modules)
+    code += "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return set(json.loads(result.stdout))
+
+
+def test_pure_logic_loads_no_framework() -> None:
+    modules = [
+        named(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for file in PURE_FILES
+    ]
+    loaded = loaded_after(*modules)
+    assert {"lar_lightning", "torch"} <= loaded
+    assert loaded.isdisjoint(FRAMEWORKS | {"vllm"})
+
+
+@pytest.mark.parametrize(
+    "module", ["lar_lightning.verbs", "lar_lightning.settings", "lar_lightning.__main__"]
+)
+def test_command_line_loads_nothing_heavy(module: str) -> None:
+    loaded = loaded_after(module)
+    assert "lar_lightning" in loaded
+    assert loaded.isdisjoint(FRAMEWORKS | {"vllm", "torch", "numpy"})
+
+
+def test_engines_load_nothing_before_they_are_opened() -> None:
+    assert loaded_after("lar_lightning.policies").isdisjoint(FRAMEWORKS | {"vllm", "torch"})

@@ -1,0 +1,52 @@
+"""A run folder of the tiny model whose rollouts are there already: HumanEval's own solutions as actions."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lar_lightning.base_models import load_tokenizer
+from lar_lightning.benchmarks.benchmark import Task
+from lar_lightning.rollouts import file_settings, split_benchmark, trajectory_path
+from lar_lightning.settings import RolloutSettings
+from lar_lightning.tokenizer import encode_text, render_chat
+from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile
+
+ROLLOUTS = RolloutSettings(num_held_out=4, temperatures=(0.0,), held_out_temperatures=(0.0,), max_tokens=64)
+ROLLOUT_OPTIONS = [
+    "--data.init_args.rollouts.num_held_out=4",
+    "--data.init_args.rollouts.temperatures=[0.0]",
+    "--data.init_args.rollouts.held_out_temperatures=[0.0]",
+    "--data.init_args.rollouts.max_tokens=64",
+]
+
+
+def solution_trajectory(task: Task, checkpoint: Path) -> Trajectory:
+    tokenizer = load_tokenizer(checkpoint)
+    prompt, spans = render_chat(tokenizer, [{"role": "user", "content": task.task_id}])
+    lines = "".join(line for line in task.record["canonical_solution"].splitlines(True)[:4])
+    text = f"```python\ndef {task.record['entry_point']}:\n{lines}```<|im_end|>"
+    action = encode_text(tokenizer, text)[-96:]
+    token_ids = np.asarray([*prompt, *action], dtype=np.int32)
+    entropies = np.full(len(token_ids), np.nan, dtype=np.float32)
+    entropies[len(prompt) :] = 0.1
+    return Trajectory(
+        trajectory_id=f"{task.task_id}@0#0",
+        task_id=task.task_id,
+        token_ids=token_ids,
+        spans=(*spans, Span(role=ACTION, start=len(prompt), end=len(token_ids))),
+        entropies=entropies,
+        entropy_kind="exact",
+        temperature=0.0,
+        is_finished=True,
+    )
+
+
+def make_tiny_run(run_dir: Path, checkpoint: Path) -> Path:
+    """Write both trajectory files and return the folder."""
+    settings = file_settings(checkpoint, "humaneval", ROLLOUTS)
+    training, held_out = split_benchmark("humaneval", ROLLOUTS)
+    for split, tasks in (("train", training), ("held_out", held_out)):
+        file = TrajectoryFile(trajectory_path(run_dir, split), settings)  # type: ignore[arg-type]
+        for task in tasks:
+            file.append(solution_trajectory(task, checkpoint))
+    return run_dir
