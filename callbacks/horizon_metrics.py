@@ -12,14 +12,15 @@ from lar_lightning.module import LatentActionModule
 
 
 class HorizonMetrics(L.Callback):
-    """Logs horizons and agreement at every validation, and the loss against its value before training.
+    """Logs horizons, agreement and the loss against its start at every validation.
 
     Metrics recorded, all over the rows of held-out trajectories:
         val/horizon_units: units in the loss (H_lat).
         val/horizon_tokens: base tokens that they stand for (H_eff).
         val/units_per_token: their ratio; 1 minus it is what acting in latents can save.
         val/reparameterization_rate: share of action tokens inside latents.
-        val/expected_adoption: mean probability of the latent, among the units that begin alike, where it is due.
+        val/expected_adoption: mean probability of the latent, among the units that begin alike,
+            where it is due.
         val/row_agreement: share of rows whose likeliest token is the teacher's.
         val/loss_against_start: validation loss divided by that before the first step.
     """
@@ -49,7 +50,9 @@ class HorizonMetrics(L.Callback):
         assert isinstance(pl_module, LatentActionModule)
         terms: RowTerms = outputs
         units = batch.targets.units
-        lengths = pl_module.student.unit_lengths[(units - pl_module.student.base_size).clamp_min(-1)]
+        lengths = pl_module.student.unit_lengths[
+            (units - pl_module.student.base_size).clamp_min(-1)
+        ]
         is_latent = units >= pl_module.student.base_size
         self.num_units.update(units.numel())
         self.num_tokens.update(lengths.sum())
@@ -63,7 +66,8 @@ class HorizonMetrics(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = self.values()
         if trainer.sanity_checking:
-            # Lightning's check before training reads all held-out trajectories: the loss at initialisation.
+            # Lightning's check before training reads all held-out trajectories: the loss at
+            # initialisation.
             self.loss_at_start = float(self.loss.compute())
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "val/loss_nats": self.loss_at_start}, step=0)
@@ -81,12 +85,21 @@ class HorizonMetrics(L.Callback):
             "val/horizon_tokens": tokens,
             "val/units_per_token": units / tokens,
             "val/reparameterization_rate": float(self.num_covered.compute()) / tokens,
-            "val/expected_adoption": float(self.adoption.compute()) if self.adoption.update_called else 0.0,
+            "val/expected_adoption": float(self.adoption.compute())
+            if self.adoption.update_called
+            else 0.0,
             "val/row_agreement": float(self.agreement.compute()),
         }
 
     def _metrics(self) -> tuple[MeanMetric | SumMetric, ...]:
-        return (self.num_units, self.num_tokens, self.num_covered, self.adoption, self.agreement, self.loss)
+        return (
+            self.num_units,
+            self.num_tokens,
+            self.num_covered,
+            self.adoption,
+            self.agreement,
+            self.loss,
+        )
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -95,5 +108,3 @@ class HorizonMetrics(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loss_at_start = state_dict["loss_at_start"]
-
-

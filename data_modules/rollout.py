@@ -1,9 +1,9 @@
 """Rollouts of the base model itself: roll out, mine, align."""
 
 from pathlib import Path
-from typing_extensions import override
 
 import lightning as L
+from typing_extensions import override
 
 from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.errors import SettingError
@@ -15,7 +15,7 @@ from lar_lightning.settings import MiningSettings, RolloutSettings
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Trajectories that the base model writes on a benchmark's training tasks, aligned with their latent form."""
+    """The base model's own trajectories on a benchmark, aligned with their latent form."""
 
     def __init__(
         self,
@@ -62,7 +62,10 @@ class RolloutDataModule(L.LightningDataModule):
             return
         vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
         self.training, self.held_out = (
-            [align(vocabulary, trajectory) for trajectory in read_split(self.run_dir, split, self.rollouts)]
+            [
+                align(vocabulary, trajectory)
+                for trajectory in read_split(self.run_dir, split, self.rollouts)
+            ]
             for split in ("train", "held_out")
         )
 
@@ -82,7 +85,9 @@ class RolloutDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> TrajectoryLoader:
         return self.val_dataloader()
 
-    def _loader(self, trajectories: list[AlignedTrajectory], *, is_shuffled: bool) -> TrajectoryLoader:
+    def _loader(
+        self, trajectories: list[AlignedTrajectory], *, is_shuffled: bool
+    ) -> TrajectoryLoader:
         trainer = self.trainer
         return TrajectoryLoader(
             trajectories,

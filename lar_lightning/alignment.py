@@ -1,13 +1,15 @@
-"""Which student row answers to which teacher row, and what the teacher's row has to be conditioned on.
+"""Which student row answers to which teacher row, and on what the latter is conditioned.
 
-The teacher reads the expanded trajectory x_0..x_{T-1}, the student the latent one s_0..s_{S-1}, where unit s_j covers
-base tokens [a_j, b_j). The student row at position j predicts s_{j+1} and pairs with the teacher row at position
-b_j - 1, which predicts x_{b_j}: both have read the same text. Only units of action spans are predicted.
+The teacher reads the expanded trajectory x_0..x_{T-1}, the student the latent one s_0..s_{S-1},
+where unit s_j covers base tokens [a_j, b_j). The student row at position j predicts s_{j+1} and
+pairs with the teacher row at position b_j - 1, which predicts x_{b_j}: both have read the same
+text. Only units of action spans are predicted.
 
-*Pending* (algorithm 4): leftmost-longest encoding looks ahead, so units already written exclude some continuations. A
-latent that starts where an earlier unit starts, agrees with all that is written since and is longer than that must not
-be completed, or it would have been taken. What is left of it is its *rest*. Rests of one token become banned tokens of
-the row; where a longer rest remains, the row's soft target is unknown without a counterfactual, and the row is *sampled*
+*Pending* (algorithm 4): leftmost-longest encoding looks ahead, so units already written exclude
+some continuations. A latent that starts where an earlier unit starts, agrees with all that is
+written since and is longer than that must not be completed, or it would have been taken. What is
+left of it is its *rest*. Rests of one token become banned tokens of the row; where a longer rest
+remains, the row's soft target is unknown without a counterfactual, and the row is *sampled*
 (one-hot on the actual token, which is unbiased).
 
 Dimensions: T base tokens, S units, R rows in the loss, P banned tokens of all rows.
@@ -75,8 +77,8 @@ def pending_at_edges(
         units: Their code.
 
     Returns:
-        One `Pending` for each unit, valid at its start; and the index of the first unit that starts a latent which the
-        span's end leaves undecided (None if there is none).
+        One `Pending` for each unit, valid at its start; and the index of the first unit that
+        starts a latent which the span's end leaves undecided (None if there is none).
     """
     edges = np.concatenate([[0], np.cumsum(vocabulary.lengths(units))]).astype(int).tolist()
     unit_at = {edge: index for index, edge in enumerate(edges)}
@@ -91,7 +93,9 @@ def pending_at_edges(
                     nodes_at[unit_at[position]].append(node)
                 if position == len(tokens) and first_undecided is None:
                     first_undecided = index
-    return [_pending(nodes) if nodes else NOTHING_PENDING for nodes in nodes_at[:-1]], first_undecided
+    return [
+        _pending(nodes) if nodes else NOTHING_PENDING for nodes in nodes_at[:-1]
+    ], first_undecided
 
 
 def _pending(nodes: Sequence[TrieNode]) -> Pending:
@@ -104,12 +108,14 @@ def _pending(nodes: Sequence[TrieNode]) -> Pending:
 def align(vocabulary: LatentVocabulary, trajectory: Trajectory) -> AlignedTrajectory:
     """Encode a trajectory span by span and pair its rows.
 
-    An unfinished last action leaves the code of its tail undecided where a longer latent could still have been
-    completed; those rows are left out of the loss.
+    An unfinished last action leaves the code of its tail undecided where a longer latent could
+    still have been completed; those rows are left out of the loss.
     """
     teacher_ids = trajectory.token_ids.astype(np.int64)
     student_ids: list[int] = []
-    columns: dict[str, list[int]] = {name: [] for name in ("teacher", "student", "token", "unit", "sampled")}
+    columns: dict[str, list[int]] = {
+        name: [] for name in ("teacher", "student", "token", "unit", "sampled")
+    }
     banned: list[tuple[int, int]] = []
     for span in trajectory.spans:
         tokens = teacher_ids[span.start : span.end].tolist()
@@ -119,7 +125,9 @@ def align(vocabulary: LatentVocabulary, trajectory: Trajectory) -> AlignedTrajec
             edge = span.start
             pendings, first_undecided = pending_at_edges(vocabulary, tokens, units)
             num_decided = first_undecided if is_open and first_undecided is not None else len(units)
-            for index, (unit, length) in enumerate(zip(units, vocabulary.lengths(units), strict=True)):
+            for index, (unit, length) in enumerate(
+                zip(units, vocabulary.lengths(units), strict=True)
+            ):
                 if index >= num_decided:
                     break
                 if edge > 0:  # nothing predicts the very first token

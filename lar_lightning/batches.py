@@ -1,6 +1,7 @@
 """Batches of aligned trajectories: padded ids for the two models, flat rows for the loss.
 
-Dimensions: B trajectories, T teacher positions, S student positions, R rows in the loss, P banned tokens.
+Dimensions: B trajectories, T teacher positions, S student positions, R rows in the loss, P banned
+tokens.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,9 @@ class RowTargets(Movable):
 
     def chunk(self, start: int, end: int) -> "RowTargets":
         """Return rows start..end with their banned tokens."""
-        low, high = torch.searchsorted(self.banned_rows, torch.tensor([start, end], device=self.tokens.device)).tolist()
+        low, high = torch.searchsorted(
+            self.banned_rows, torch.tensor([start, end], device=self.tokens.device)
+        ).tolist()
         return RowTargets(
             tokens=self.tokens[start:end],
             units=self.units[start:end],
@@ -64,7 +67,6 @@ class DistillationBatch(Movable):
     targets: RowTargets
 
 
-
 def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
     """Pad and flatten some aligned trajectories."""
     teacher_ids, teacher_mask = _padded([item.teacher_ids for item in trajectories])
@@ -72,7 +74,9 @@ def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
     num_rows = np.cumsum([0, *(len(item.target_units) for item in trajectories)])
 
     def joined(name: str, offsets: Sequence[int]) -> Tensor:
-        parts = [getattr(item, name) + offset for item, offset in zip(trajectories, offsets, strict=True)]
+        parts = [
+            getattr(item, name) + offset for item, offset in zip(trajectories, offsets, strict=True)
+        ]
         return torch.from_numpy(np.concatenate(parts))
 
     zeros = [0] * len(trajectories)
@@ -81,8 +85,12 @@ def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
         teacher_mask=teacher_mask,
         student_ids=student_ids,
         student_mask=student_mask,
-        teacher_rows=joined("teacher_rows", [teacher_ids.shape[1] * index for index in range(len(trajectories))]),
-        student_rows=joined("student_rows", [student_ids.shape[1] * index for index in range(len(trajectories))]),
+        teacher_rows=joined(
+            "teacher_rows", [teacher_ids.shape[1] * index for index in range(len(trajectories))]
+        ),
+        student_rows=joined(
+            "student_rows", [student_ids.shape[1] * index for index in range(len(trajectories))]
+        ),
         targets=RowTargets(
             tokens=joined("target_tokens", zeros),
             units=joined("target_units", zeros),

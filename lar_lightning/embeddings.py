@@ -1,7 +1,8 @@
 """Rows for latent actions: parameters of their own beside a frozen base vocabulary (algorithm 3).
 
-A gradient mask on a slice of the embedding trains nothing or decays everything; here the new rows are two parameters of
-K x D, and the base matrices are never touched. Tied base models keep their tie: only the new rows differ.
+A gradient mask on a slice of the embedding trains nothing or decays everything; here the new rows
+are two parameters of K x D, and the base matrices are never touched. Tied base models keep their
+tie: only the new rows differ.
 
 Dimensions: V base tokens, K latents, D hidden units, B trajectories, S positions.
 """
@@ -35,9 +36,15 @@ class ExtendedEmbedding(nn.Module):
         self.base = base
         self.rows = rows
         self.base_size = base_size
-        # Some architectures (Gemma) scale inside their embedding module; new rows live in the units of the matrix.
+        # Some architectures (Gemma) scale inside their embedding module; new rows live in the
+        # units of the matrix.
         probe = base.weight.detach()[1].float().norm()
-        scaled = base(torch.ones((), dtype=torch.int64, device=base.weight.device)).detach().float().norm()
+        scaled = (
+            base(torch.ones((), dtype=torch.int64, device=base.weight.device))
+            .detach()
+            .float()
+            .norm()
+        )
         self.scale = float(scaled / probe) if probe > 0 else 1.0
 
     @property
@@ -61,14 +68,16 @@ def initial_rows(
 ) -> Float[Tensor, "K D"]:
     """Return starting rows for latents.
 
-    `constituents` starts input rows at the mean of the segment's rows and output rows at the row of its first token,
-    rescaled to the usual norm of a row: the head then gives a latent the logit of the token that it begins with. The
-    global mean and random rows are for ablations.
+    `constituents` starts input rows at the mean of the segment's rows and output rows at the row
+    of its first token, rescaled to the usual norm of a row: the head then gives a latent the logit
+    of the token that it begins with. The global mean and random rows are for ablations.
     """
     matrix = matrix.detach().float()
     norm = matrix.norm(dim=1).median()
     if initialization == "random":
-        rows = torch.randn(len(segments), matrix.shape[1], generator=torch.Generator().manual_seed(0))
+        rows = torch.randn(
+            len(segments), matrix.shape[1], generator=torch.Generator().manual_seed(0)
+        )
         rows = rows.to(matrix.device)
     elif initialization == "global_mean":
         return matrix.mean(0).expand(len(segments), -1).clone()
@@ -95,6 +104,9 @@ def initialize_rows(
 def merged_matrix(
     base: Float[Tensor, "V D"], rows: Float[Tensor, "K D"], base_size: int
 ) -> Float[Tensor, "R D"]:
-    """Put latent rows behind the first `base_size` base rows; spare rows of the base that are left stay behind them."""
+    """Put latent rows behind the first `base_size` base rows.
+
+    Spare rows of the base that are left stay behind them.
+    """
     spare = base[base_size + len(rows) :]
     return torch.cat([base[:base_size], rows.to(base.dtype), spare])

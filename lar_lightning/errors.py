@@ -1,4 +1,7 @@
-"""The one exception for what a user can put right: it is printed as one line, without a traceback."""
+"""The one exception for what a user can put right.
+
+It is printed as one line, without a traceback.
+"""
 
 
 class SettingError(ValueError):

@@ -1,7 +1,8 @@
-"""The trained student as an ordinary Hugging Face checkpoint that any stock engine serves (algorithm 3).
+"""The trained student as an ordinary checkpoint that stock engines serve (algorithm 3).
 
-New rows stand behind the base vocabulary in both matrices, the tie of input and output is dissolved (and the config says
-so), adapters are merged, and the tokenizer knows each latent by its segment's text. Nothing of ours is needed to run it.
+New rows stand behind the base vocabulary in both matrices, the tie of input and output is
+dissolved (and the config says so), adapters are merged, and the tokenizer knows each latent by its
+segment's text. Nothing of ours is needed to run it.
 """
 
 from pathlib import Path
@@ -15,7 +16,13 @@ from lar_lightning.base_models import load_tokenizer
 from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
 from lar_lightning.module import check_checkpoint
-from lar_lightning.runs import base_checkpoint, checkpoint_path, export_path, identity_of, vocabulary_path
+from lar_lightning.runs import (
+    base_checkpoint,
+    checkpoint_path,
+    export_path,
+    identity_of,
+    vocabulary_path,
+)
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.student import Student, load_student
 from lar_lightning.tokenizer import extend_tokenizer
@@ -31,14 +38,20 @@ def export_run(base_model: str, run_dir: Path, ckpt_path: Path | None = None) ->
     """Write the run's student as a checkpoint and return its folder; an up-to-date one is reused.
 
     Raises:
-        SettingError: if there is no training checkpoint, or it belongs to another base model or vocabulary.
+        SettingError: if there is no training checkpoint, or it belongs to another base model or
+        vocabulary.
     """
     source = ckpt_path or checkpoint_path(run_dir)
     target = export_path(run_dir)
     if not source.exists():
-        raise SettingError(f"`run_dir` must hold a trained student, but there is no {source}. Run the verb `fit` first.")
+        raise SettingError(
+            f"`run_dir` must hold a trained student, but there is no {source}. Run the verb `fit` "
+            "first."
+        )
     made_from = f"{source} {source.stat().st_mtime_ns}"
-    if (target / SOURCE_FILE).exists() and (target / SOURCE_FILE).read_text(encoding="utf-8") == made_from:
+    if (target / SOURCE_FILE).exists() and (target / SOURCE_FILE).read_text(
+        encoding="utf-8"
+    ) == made_from:
         print(f"export: reused {target}", flush=True)
         return target
     base = base_checkpoint(base_model)
@@ -59,17 +72,25 @@ def load_trained_student(base: Path, vocabulary: LatentVocabulary, checkpoint: P
     student = load_student(
         base, vocabulary, trainable=settings["trainable"], lora_rank=settings["lora_rank"]
     )
-    state = {name.removeprefix("student."): tensor for name, tensor in content["state_dict"].items()}
+    state = {
+        name.removeprefix("student."): tensor for name, tensor in content["state_dict"].items()
+    }
     missing = set(student.trained_state()) ^ set(state)
-    assert not missing, f"a checkpoint of the same settings has the same parameters, got {sorted(missing)[:3]}"
+    assert not missing, (
+        f"a checkpoint of the same settings has the same parameters, got {sorted(missing)[:3]}"
+    )
     student.load_state_dict(state, strict=False)
     return student
 
 
-def write_checkpoint(student: Student, vocabulary: LatentVocabulary, base: Path, folder: Path) -> None:
+def write_checkpoint(
+    student: Student, vocabulary: LatentVocabulary, base: Path, folder: Path
+) -> None:
     """Write model, tokenizer and latent vocabulary into `folder`; uses up the student."""
     rows = student.rows
-    model = extended_model(student.release(), rows.input_rows, rows.output_rows, vocabulary.base_size)
+    model = extended_model(
+        student.release(), rows.input_rows, rows.output_rows, vocabulary.base_size
+    )
     tokenizer = extend_tokenizer(load_tokenizer(base), vocabulary)
     assert len(tokenizer) <= model.config.vocab_size
     model.save_pretrained(folder)
@@ -82,7 +103,8 @@ def extended_model(
     model: "PreTrainedModel", input_rows: torch.Tensor, output_rows: torch.Tensor, base_size: int
 ) -> "PreTrainedModel":
     """Put latent rows into a model's own two matrices, which are separate afterwards."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     inputs = merged_matrix(embedding.weight, input_rows, base_size)
     outputs = merged_matrix(head.weight, output_rows, base_size)
     # Assigning to the embedding module keeps its class, which may scale what it reads.

@@ -1,4 +1,4 @@
-"""A loader of aligned trajectories that can be resumed in the middle of an epoch, in one process or several."""
+"""A loader of aligned trajectories that can be resumed in the middle of an epoch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,14 +9,16 @@ from lar_lightning.alignment import AlignedTrajectory
 from lar_lightning.batches import DistillationBatch, collate
 
 BATCHES_PER_BUCKET = 8
-"""Trajectories are sorted by length within this many batches: little padding, still near random order."""
+"""Trajectories are sorted by length within this many batches: little padding, still near random
+order."""
 
 
 class TrajectoryLoader:
     """Yields collated batches; its state is the epoch and the number of batches already given.
 
-    Lightning saves and restores the state with a checkpoint. Order depends on seed and epoch alone. Iterating again
-    begins the next epoch, also where the last one was left early; after a restored state it goes on from there.
+    Lightning saves and restores the state with a checkpoint. Order depends on seed and epoch
+    alone. Iterating again begins the next epoch, also where the last one was left early; after a
+    restored state it goes on from there.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class TrajectoryLoader:
         return -(-num_batches // self.num_ranks)
 
     def __iter__(self) -> Iterator[DistillationBatch]:
-        # Lightning knows the length and never asks for the batch after the last, so nothing can be left for then.
+        # Lightning knows the length and never asks for the batch after the last, so nothing can be
+        # left for then.
         if self.num_yielded >= (len(self) if self._is_restored else 1):
             self.epoch, self.num_yielded = self.epoch + 1, 0
         self._is_restored = False
@@ -74,7 +77,10 @@ class TrajectoryLoader:
         for start in range(0, len(order), bucket):
             members = order[start : start + bucket]
             members = members[np.argsort(lengths[members], kind="stable")]
-            batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
+            batches += [
+                members[i : i + self.batch_size].tolist()
+                for i in range(0, len(members), self.batch_size)
+            ]
         if self.is_shuffled:
             random.shuffle(batches)
         batches += [batches[i % len(batches)] for i in range(-len(batches) % self.num_ranks)]

@@ -1,13 +1,15 @@
-"""The exact trajectory-level KL between a teacher on expanded text and a student on latent text, row by row.
+"""The exact trajectory-level KL of a latent student from an expanded teacher, row by row.
 
-With p_T the teacher's next-token distribution and p_S the student's next-unit distribution at paired rows,
-v* the token and u* the unit that follow, and p~_S(v) = sum of p_S(u) over units u that begin with token v (*folding*):
+With p_T the teacher's next-token distribution and p_S the student's next-unit distribution at
+paired rows, v* the token and u* the unit that follow, and p~_S(v) = sum of p_S(u) over units u
+that begin with token v (*folding*):
 
-    folded = KL(p || p~_S),  p = p_T without banned tokens, renormalized; one-hot on v* where the row is sampled
-    split  = -log(p_S(u*) / p~_S(v*))
+    folded = KL(p || p~_S),  p = p_T without banned tokens, renormalized; one-hot on v* where the
+    row is sampled split  = -log(p_S(u*) / p~_S(v*))
 
-Summed over the rows of trajectories sampled from the teacher at temperature 1 this is an unbiased estimate of
-KL(P_T(trajectory) || P_S(encode(trajectory))), up to the entropy of what is sampled (algorithm 4).
+Summed over the rows of trajectories sampled from the teacher at temperature 1 this is an unbiased
+estimate of KL(P_T(trajectory) || P_S(encode(trajectory))), up to the entropy of what is sampled
+(algorithm 4).
 
 Dimensions: R rows, V base tokens, K latents, G distinct first tokens of latents, D hidden units.
 """
@@ -23,9 +25,9 @@ from torch.nn import functional
 
 from lar_lightning.batches import RowTargets
 
-
 NEVER = -1e4
-"""Logit of a banned token: its probability is exactly 0 in fp32, and 0 times it is 0 where 0 times -inf is not."""
+"""Logit of a banned token: its probability is exactly 0 in fp32, and 0 times it is 0 where 0 times
+-inf is not."""
 
 
 class Folding(nn.Module):
@@ -46,15 +48,22 @@ class Folding(nn.Module):
         self.register_buffer("group", group, persistent=False)
         self.register_buffer("group_of_token", group_of_token, persistent=False)
 
-    def forward(self, base: Float[Tensor, "R V"], latent: Float[Tensor, "R K"]) -> Float[Tensor, "R G"]:
-        """Return the folded logits of the first tokens; those of all other tokens are `base` itself.
+    def forward(
+        self, base: Float[Tensor, "R V"], latent: Float[Tensor, "R K"]
+    ) -> Float[Tensor, "R G"]:
+        """Return the folded logits of the first tokens.
 
-        log(exp(base_v) + sum of exp(latent_k) over latents beginning with v), stable for any spread of the logits.
+        Those of all other tokens are `base` itself.
+
+        log(exp(base_v) + sum of exp(latent_k) over latents beginning with v), stable for any
+        spread of the logits.
         """
         own = base[:, self.first_tokens]
         index = self.group.expand(len(base), -1)
         largest = own.detach().scatter_reduce(1, index, latent.detach(), "amax", include_self=True)
-        total = (own - largest).exp().scatter_add(1, index, (latent - largest.gather(1, index)).exp())
+        total = (
+            (own - largest).exp().scatter_add(1, index, (latent - largest.gather(1, index)).exp())
+        )
         return largest + total.log()
 
 
@@ -86,13 +95,17 @@ def row_terms(
     """
     folded_first = folding(base_logits, latent_logits)
     folded_logits = base_logits.index_copy(1, folding.first_tokens, folded_first)
-    log_partition = folded_logits.logsumexp(1)  # folding keeps the total, so this is the student's over all units
+    log_partition = folded_logits.logsumexp(
+        1
+    )  # folding keeps the total, so this is the student's over all units
     at_token = folded_logits.gather(1, targets.tokens[:, None])[:, 0]
 
     with torch.no_grad():
         teacher = teacher_logits
         if len(targets.banned_rows):
-            teacher = teacher.index_put((targets.banned_rows, targets.banned_tokens), teacher.new_tensor(NEVER))
+            teacher = teacher.index_put(
+                (targets.banned_rows, targets.banned_tokens), teacher.new_tensor(NEVER)
+            )
         teacher_partition = teacher.logsumexp(1)
         probability = (teacher - teacher_partition[:, None]).exp_()
         negative_entropy = torch.linalg.vecdot(probability, teacher) - teacher_partition
@@ -102,8 +115,11 @@ def row_terms(
     is_latent = targets.units >= base_logits.shape[1]
     unit_logit = torch.where(
         is_latent,
-        torch.cat([latent_logits, base_logits[:, :1]], 1)  # the extra column keeps an empty vocabulary indexable
-        .gather(1, (targets.units - base_logits.shape[1]).clamp_min(0)[:, None])[:, 0],
+        torch.cat(
+            [latent_logits, base_logits[:, :1]], 1
+        ).gather(  # the extra column keeps an empty vocabulary indexable
+            1, (targets.units - base_logits.shape[1]).clamp_min(0)[:, None]
+        )[:, 0],
         base_logits.gather(1, targets.units.clamp_max(base_logits.shape[1] - 1)[:, None])[:, 0],
     )
     split = at_token - unit_logit
@@ -133,12 +149,20 @@ def distillation_loss(
 ) -> tuple[Float[Tensor, ""], RowTerms]:
     """Return the mean over rows of `folded + split_weight * split`, and the detached terms.
 
-    Projection and loss run chunk by chunk, and so does their backward, at once: no tensor of (R x V) is ever alive, and
-    nothing is projected twice. Gradients reach `student_hidden` and `heads.latent`; the base matrix stays frozen.
-    64 rows of 49,152 logits in fp32 are 12.6 MB; on a CPU more is slower, on a GPU take some thousand.
+    Projection and loss run chunk by chunk, and so does their backward, at once: no tensor of (R x
+    V) is ever alive, and nothing is projected twice. Gradients reach `student_hidden` and
+    `heads.latent`; the base matrix stays frozen. 64 rows of 49,152 logits in fp32 are 12.6 MB; on
+    a CPU more is slower, on a GPU take some thousand.
     """
     loss, folded, split, agrees = _ChunkedLoss.apply(
-        student_hidden, heads.latent, teacher_hidden, heads.base, targets, folding, split_weight, rows_per_chunk
+        student_hidden,
+        heads.latent,
+        teacher_hidden,
+        heads.base,
+        targets,
+        folding,
+        split_weight,
+        rows_per_chunk,
     )  # type: ignore[misc]
     return loss, RowTerms(folded=folded, split=split, agrees=agrees)
 
@@ -147,7 +171,7 @@ class _ChunkedLoss(torch.autograd.Function):
     """Forward computes the gradients as well; backward scales them."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         student_hidden: Tensor,
         latent_head: Tensor,
@@ -170,13 +194,18 @@ class _ChunkedLoss(torch.autograd.Function):
                 base_logits = functional.linear(hidden[rows], base_head).float()
                 latent_logits = functional.linear(hidden[rows].float(), head.float())
                 chunk = row_terms(
-                    teacher_logits, base_logits, latent_logits, targets.chunk(rows.start, rows.stop), folding
+                    teacher_logits,
+                    base_logits,
+                    latent_logits,
+                    targets.chunk(rows.start, rows.stop),
+                    folding,
                 )
                 if needs_gradient:
                     ((chunk.folded + split_weight * chunk.split).sum() / len(hidden)).backward()
             terms.append(chunk)
         folded, split, agrees = (
-            torch.cat([getattr(chunk, name).detach() for chunk in terms]) for name in ("folded", "split", "agrees")
+            torch.cat([getattr(chunk, name).detach() for chunk in terms])
+            for name in ("folded", "split", "agrees")
         )
         ctx.save_for_backward(hidden.grad, head.grad)
         ctx.mark_non_differentiable(folded, split, agrees)

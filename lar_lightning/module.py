@@ -1,4 +1,7 @@
-"""The LightningModule: a frozen teacher on expanded text, a student on latent text, and the exact loss between them."""
+"""The LightningModule.
+
+A frozen teacher on expanded text, a student on latent text, and the exact loss between them.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -44,21 +47,28 @@ class LatentActionModule(L.LightningModule):
         Args:
             base_model: Folder, hub id or `pypi:<distribution>`: teacher, and start of the student.
             run_dir: Folder of the run; its latent vocabulary is used.
-            trainable: `rows` trains K input and K output rows; `lora` also adapters on all linear layers.
+            trainable: `rows` trains K input and K output rows; `lora` also adapters on all linear
+                layers.
             initialization: Start of the new rows.
             learning_rate: Of the rows.
             lora_learning_rate: Of the adapters.
             lora_rank: Of the adapters.
-            warmup_share: Share of all steps over which learning rates rise, before they fall along a cosine.
+            warmup_share: Share of all steps over which learning rates rise, before they fall along
+                a cosine.
             split_weight: Weight of the split term; 1 is the exact divergence.
             rows_per_chunk: Rows projected to the vocabulary at a time.
         """
         super().__init__()
-        for name, value in {"learning_rate": learning_rate, "lora_learning_rate": lora_learning_rate}.items():
+        for name, value in {
+            "learning_rate": learning_rate,
+            "lora_learning_rate": lora_learning_rate,
+        }.items():
             if not value > 0:
                 raise SettingError(f"`model.{name}` must be above 0, got {value}.")
         if not 0 <= warmup_share < 1:
-            raise SettingError(f"`model.warmup_share` must lie in 0..1 without 1, got {warmup_share}.")
+            raise SettingError(
+                f"`model.warmup_share` must lie in 0..1 without 1, got {warmup_share}."
+            )
         self.save_hyperparameters(ignore=["base_model", "run_dir", "rows_per_chunk"])
         self.base_model = base_model
         self.run_dir = Path(run_dir)
@@ -88,20 +98,25 @@ class LatentActionModule(L.LightningModule):
         if not torch.isfinite(loss):
             raise SettingError(
                 f"the loss must be finite, got {loss.item()} at step {self.global_step} (folded "
-                f"{terms.folded.mean().item():.3g}, split {terms.split.mean().item():.3g}). Lower `model.learning_rate`; "
+                f"{terms.folded.mean().item():.3g}, split {terms.split.mean().item():.3g}). Lower "
+                "`model.learning_rate`; "
                 "the last checkpoint is kept."
             )
         self._log_terms("train", loss, terms, batch)
         return loss
 
     @override
-    def validation_step(self, batch: DistillationBatch, batch_idx: int) -> RowTerms:
+    def validation_step(  # type: ignore[override]
+        self, batch: DistillationBatch, batch_idx: int
+    ) -> RowTerms:
         loss, terms = self.compare(batch)
         self._log_terms("val", loss, terms, batch)
         return terms
 
     @override
-    def test_step(self, batch: DistillationBatch, batch_idx: int) -> RowTerms:
+    def test_step(  # type: ignore[override]
+        self, batch: DistillationBatch, batch_idx: int
+    ) -> RowTerms:
         loss, terms = self.compare(batch)
         self._log_terms("test", loss, terms, batch)
         return terms
@@ -110,7 +125,11 @@ class LatentActionModule(L.LightningModule):
     def predict_step(self, batch: DistillationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return each row's terms with the unit that it predicts."""
         _, terms = self.compare(batch)
-        return {"units": batch.targets.units, "folded_nats": terms.folded, "split_nats": terms.split}
+        return {
+            "units": batch.targets.units,
+            "folded_nats": terms.folded,
+            "split_nats": terms.split,
+        }
 
     def compare(self, batch: DistillationBatch) -> tuple[Tensor, RowTerms]:
         """Return the mean loss of a batch's rows in nats, and its terms."""
@@ -127,7 +146,11 @@ class LatentActionModule(L.LightningModule):
         )
 
     def _log_terms(
-        self, stage: Literal["train", "val", "test"], loss: Tensor, terms: RowTerms, batch: DistillationBatch
+        self,
+        stage: Literal["train", "val", "test"],
+        loss: Tensor,
+        terms: RowTerms,
+        batch: DistillationBatch,
     ) -> None:
         values = {
             f"{stage}/loss_nats": loss.detach(),
@@ -136,13 +159,20 @@ class LatentActionModule(L.LightningModule):
             f"{stage}/sampled_share": batch.targets.is_sampled.float().mean(),
         }
         # A mean over rows, so batches of validation count by their rows.
-        self.log_dict(values, batch_size=len(batch.targets), prog_bar=stage == "train", sync_dist=stage != "train")
+        self.log_dict(
+            values,
+            batch_size=len(batch.targets),
+            prog_bar=stage == "train",
+            sync_dist=stage != "train",
+        )
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rows = list(self.student.rows.parameters())
         row_ids = {id(parameter) for parameter in rows}
-        adapters = [p for p in self.student.parameters() if p.requires_grad and id(p) not in row_ids]
+        adapters = [
+            p for p in self.student.parameters() if p.requires_grad and id(p) not in row_ids
+        ]
         groups = [{"params": rows, "lr": self.hparams["learning_rate"]}]
         if adapters:
             groups.append({"params": adapters, "lr": self.hparams["lora_learning_rate"]})
@@ -165,7 +195,9 @@ class LatentActionModule(L.LightningModule):
         check_checkpoint(checkpoint, self.identity, dict(self.hparams))
 
 
-def check_checkpoint(checkpoint: dict[str, Any], identity: dict[str, str], settings: dict[str, Any]) -> None:
+def check_checkpoint(
+    checkpoint: dict[str, Any], identity: dict[str, str], settings: dict[str, Any]
+) -> None:
     """Refuse a checkpoint of another base model, vocabulary or setting.
 
     Raises:
@@ -173,11 +205,14 @@ def check_checkpoint(checkpoint: dict[str, Any], identity: dict[str, str], setti
     """
     stored = checkpoint.get("latent_actions")
     if stored is None:
-        raise SettingError("`ckpt_path` must be a checkpoint of this trainer, got one without latent actions.")
+        raise SettingError(
+            "`ckpt_path` must be a checkpoint of this trainer, got one without latent actions."
+        )
     changed = differences(stored["identity"], identity)
     if changed:
         raise SettingError(
-            f"the checkpoint must belong to this base model and latent vocabulary, got one of others ({changed}). "
+            "the checkpoint must belong to this base model and latent vocabulary, got one of "
+            f"others ({changed}). "
             "Restore them, or choose another `run_dir`."
         )
     changed = differences(stored["settings"], settings)

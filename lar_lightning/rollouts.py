@@ -1,4 +1,4 @@
-"""Rolling out a policy on a benchmark's tasks, into trajectory files that grow episode by episode."""
+"""Rolling out a policy on tasks, into trajectory files that grow episode by episode."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,9 @@ class Episode:
 
 def split_benchmark(benchmark: str, settings: RolloutSettings) -> tuple[list[Task], list[Task]]:
     """Return training and held-out tasks of a benchmark."""
-    return split_tasks(load_benchmark(benchmark).load_tasks(), settings.num_held_out, settings.split_seed)
+    return split_tasks(
+        load_benchmark(benchmark).load_tasks(), settings.num_held_out, settings.split_seed
+    )
 
 
 def trajectory_path(run_dir: Path, split: Split) -> Path:
@@ -54,7 +56,7 @@ def trajectory_path(run_dir: Path, split: Split) -> Path:
 
 
 def read_split(run_dir: Path, split: Split, settings: RolloutSettings) -> list[Trajectory]:
-    """Read the trajectories of a split that the settings ask for, in an order that does not depend on the engine's.
+    """Read the trajectories of a split that the settings ask for, in the order of their names.
 
     The file may hold more, from a time when more were asked for.
     """
@@ -63,7 +65,8 @@ def read_split(run_dir: Path, split: Split, settings: RolloutSettings) -> list[T
         (
             trajectory
             for trajectory in read_trajectories(trajectory_path(run_dir, split))
-            if int(trajectory.trajectory_id.rpartition("#")[2]) < temperatures.count(trajectory.temperature)
+            if int(trajectory.trajectory_id.rpartition("#")[2])
+            < temperatures.count(trajectory.temperature)
         ),
         key=lambda trajectory: trajectory.trajectory_id,
     )
@@ -75,7 +78,8 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
     Finished episodes are reused; the engine is only opened where some are missing.
 
     Raises:
-        SettingError: if the files were made with other settings or are corrupt, or the model has no chat template.
+        SettingError: if the files were made with other settings or are corrupt, or the model has
+        no chat template.
     """
     tokenizer = load_tokenizer(checkpoint)
     training, held_out = split_benchmark(benchmark, settings)
@@ -84,20 +88,24 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
         "held_out": _episodes(held_out, settings.held_out_temperatures),
     }
     content = file_settings(checkpoint, benchmark, settings)
-    files = {split: TrajectoryFile(trajectory_path(run_dir, split), content) for split in wanted}
+    files: dict[Split, TrajectoryFile] = {
+        split: TrajectoryFile(trajectory_path(run_dir, split), content) for split in wanted
+    }
     missing: list[tuple[Split, Episode]] = []
+    split: Split
     for split, episodes in wanted.items():
         done = {trajectory.trajectory_id for trajectory in _finished(files[split])}
         todo = [episode for episode in episodes if episode.trajectory_id not in done]
         num_reused = len(episodes) - len(todo)
-        print(f"rollouts ({split}): {num_reused} reused from {files[split].path}, {len(todo)} to make", flush=True)
+        reused = f"{num_reused} reused from {files[split].path}"
+        print(f"rollouts ({split}): {reused}, {len(todo)} to make", flush=True)
         missing += [(split, episode) for episode in todo]
     if missing:
         _roll_out_missing(checkpoint, tokenizer, missing, files, settings)
 
 
 def _episodes(tasks: Sequence[Task], temperatures: tuple[float, ...]) -> list[Episode]:
-    """Number the samples of a task at each temperature, so that adding a temperature changes no other episode."""
+    """Number a task's samples by temperature, so that adding one changes no other episode."""
     return [
         Episode(task=task, sample=temperatures[:index].count(temperature), temperature=temperature)
         for index, temperature in enumerate(temperatures)
@@ -106,7 +114,10 @@ def _episodes(tasks: Sequence[Task], temperatures: tuple[float, ...]) -> list[Ep
 
 
 def file_settings(checkpoint: Path, benchmark: str, settings: RolloutSettings) -> dict[str, Any]:
-    """Return what decides the content of an episode; how many there are and how fast they came does not."""
+    """Return what decides the content of an episode.
+
+    How many there are and how fast they came does not.
+    """
     return {
         "model_fingerprint": model_fingerprint(checkpoint),
         "benchmark": benchmark,
@@ -136,7 +147,10 @@ def _roll_out_missing(
         max_model_len=settings.max_model_len,
     )
     num_tokens = 0
-    with opened as policy, tqdm(total=len(missing), desc="rollouts", unit="episode", mininterval=1.0) as progress:
+    with (
+        opened as policy,
+        tqdm(total=len(missing), desc="rollouts", unit="episode", mininterval=1.0) as progress,
+    ):
         for split, trajectory in _trajectories(policy, tokenizer, missing, settings):
             files[split].append(trajectory)
             num_tokens += trajectory.horizon
@@ -151,9 +165,18 @@ def _trajectories(
     settings: RolloutSettings,
 ) -> Iterator[tuple[Split, Trajectory]]:
     sampling = Sampling(max_tokens=settings.max_tokens, with_entropies=True)
-    prompts = {episode.task.task_id: render_chat(tokenizer, episode.task.messages) for _, episode in missing}
-    check_lengths({task_id: len(ids) for task_id, (ids, _) in prompts.items()}, settings.max_tokens, settings.max_model_len)
-    by_id = {episode.trajectory_id: (split, episode) for split, episode in missing}
+    prompts = {
+        episode.task.task_id: render_chat(tokenizer, episode.task.messages)
+        for _, episode in missing
+    }
+    check_lengths(
+        {task_id: len(ids) for task_id, (ids, _) in prompts.items()},
+        settings.max_tokens,
+        settings.max_model_len,
+    )
+    by_id: dict[str, tuple[Split, Episode]] = {
+        episode.trajectory_id: (split, episode) for split, episode in missing
+    }
     requests = [
         Request(
             request_id=name,
@@ -167,7 +190,9 @@ def _trajectories(
         split, episode = by_id[completion.request_id]
         prompt_ids, spans = prompts[episode.task.task_id]
         assert completion.entropies is not None
-        entropies = np.concatenate([np.full(len(prompt_ids), np.nan, np.float32), completion.entropies])
+        entropies = np.concatenate(
+            [np.full(len(prompt_ids), np.nan, np.float32), completion.entropies]
+        )
         token_ids = np.asarray([*prompt_ids, *completion.token_ids], dtype=np.int32)
         action = Span(role=ACTION, start=len(prompt_ids), end=len(token_ids))
         yield (
@@ -191,6 +216,7 @@ def check_lengths(prompt_lengths: dict[str, int], max_tokens: int, max_model_len
     needed = prompt_lengths[task_id] + max_tokens
     if needed > max_model_len:
         raise SettingError(
-            f"`max_model_len` must hold the longest prompt and its action, got {max_model_len} for {needed} tokens "
+            f"`max_model_len` must hold the longest prompt and its action, got {max_model_len} "
+            f"for {needed} tokens "
             f"({task_id}). Raise it, or lower `max_tokens`."
         )

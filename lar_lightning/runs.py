@@ -1,10 +1,12 @@
-"""The stages of a run over its folder: each reuses what is on disk, makes what is missing, and says which in one line.
+"""The stages of a run over its folder.
 
-    run_dir/trajectories/{train,held_out}.jsonl   rollouts
-    run_dir/latent_vocabulary.json                mining
-    run_dir/checkpoints/last.ckpt                 training
-    run_dir/export/                               the served checkpoint
-    run_dir/evaluation/, results.json, ...        evaluation and report
+Each reuses what is on disk, makes what is missing, and says which in one line.
+
+run_dir/trajectories/{train,held_out}.jsonl   rollouts
+run_dir/latent_vocabulary.json                mining
+run_dir/checkpoints/last.ckpt                 training
+run_dir/export/                               the served checkpoint
+run_dir/evaluation/, results.json, ...        evaluation and report
 """
 
 from dataclasses import asdict
@@ -45,7 +47,9 @@ def export_path(run_dir: Path) -> Path:
     return run_dir / "export"
 
 
-def ensure_rollouts(base_model: str, benchmark: str, run_dir: Path, settings: "RolloutSettings") -> None:
+def ensure_rollouts(
+    base_model: str, benchmark: str, run_dir: Path, settings: "RolloutSettings"
+) -> None:
     """Roll out what is missing."""
     from lar_lightning.rollouts import roll_out
 
@@ -68,12 +72,15 @@ def ensure_vocabulary(
         check_tokenizer(tokenizer, vocabulary)
         stored = {key: vocabulary.provenance.get(key) for key in wanted}
         if stored == wanted:
-            print(f"latent vocabulary: reused {path} ({len(vocabulary)} latent actions)", flush=True)
+            print(
+                f"latent vocabulary: reused {path} ({len(vocabulary)} latent actions)", flush=True
+            )
             return vocabulary
         if checkpoint_path(run_dir).exists():
             raise SettingError(
                 f"`mining` must stay as it was once a run is trained, but {path} would change "
-                f"({differences(stored, wanted)}). Choose another `run_dir`, or remove {run_dir / 'checkpoints'}."
+                f"({differences(stored, wanted)}). Choose another `run_dir`, or remove "
+                f"{run_dir / 'checkpoints'}."
             )
         print(f"latent vocabulary: mining anew ({differences(stored, wanted)})", flush=True)
     from lar_lightning.mining import mine
@@ -82,7 +89,10 @@ def ensure_vocabulary(
     vocabulary, report = mine(trajectories, tokenizer, settings)
     vocabulary.provenance = {**wanted, "report": asdict(report)}
     vocabulary.save(path)
-    print(f"latent vocabulary: made {path} with {len(vocabulary)} latent actions ({report})", flush=True)
+    print(
+        f"latent vocabulary: made {path} with {len(vocabulary)} latent actions ({report})",
+        flush=True,
+    )
     return vocabulary
 
 

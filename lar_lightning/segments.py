@@ -1,8 +1,10 @@
-"""The latent vocabulary Z: symbols that stand for segments of base tokens (paper 3.2; algorithm: leftmost-longest).
+"""The latent vocabulary Z: symbols that stand for segments of base tokens (paper 3.2.
 
-`encode` maps base ids to *units* (a base id or a latent id), `expand` maps units back. `expand(encode(x)) == x` and
-`len(encode(x)) <= len(x)` hold for every sequence of base ids. Latent k has id `base_size + k`, which is the id that
-the extended tokenizer gives to the same segment.
+Algorithm: leftmost-longest).
+
+`encode` maps base ids to *units* (a base id or a latent id), `expand` maps units back.
+`expand(encode(x)) == x` and `len(encode(x)) <= len(x)` hold for every sequence of base ids. Latent
+k has id `base_size + k`, which is the id that the extended tokenizer gives to the same segment.
 """
 
 import json
@@ -68,7 +70,9 @@ class LatentVocabulary:
             raise ValueError("segments of a latent vocabulary must be distinct.")
         for segment in segments:
             if len(segment) < 2 or not all(0 <= token < base_size for token in segment):
-                raise ValueError(f"a segment must be two or more base ids below {base_size}, got {segment}.")
+                raise ValueError(
+                    f"a segment must be two or more base ids below {base_size}, got {segment}."
+                )
         self.latents = tuple(latents)
         self.base_size = base_size
         self.tokenizer_fingerprint = tokenizer_fingerprint
@@ -96,12 +100,15 @@ class LatentVocabulary:
             ValueError: if an id is not one of the base vocabulary.
         """
         tokens = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.base_size):
-            raise ValueError(f"ids must lie in 0..{self.base_size - 1}, got {tokens.min()}..{tokens.max()}.")
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.base_size):
+            raise ValueError(
+                f"ids must lie in 0..{self.base_size - 1}, got {tokens.min()}..{tokens.max()}."
+            )
         sequence = tokens.tolist()
         units: list[int] = []
         position = 0
-        # Only positions whose token begins some segment are looked at; the rest is copied in slices.
+        # Only positions whose token begins some segment are looked at; the rest is copied in
+        # slices.
         for start in np.flatnonzero(self._is_first[tokens]).tolist():
             if start < position:
                 continue
@@ -133,7 +140,9 @@ class LatentVocabulary:
         ids: list[int] = []
         for unit in units:
             if not 0 <= unit < self.base_size + len(self.latents):
-                raise ValueError(f"a unit must lie in 0..{self.base_size + len(self.latents) - 1}, got {unit}.")
+                raise ValueError(
+                    f"a unit must lie in 0..{self.base_size + len(self.latents) - 1}, got {unit}."
+                )
             if unit < self.base_size:
                 ids.append(int(unit))
             else:
@@ -142,7 +151,10 @@ class LatentVocabulary:
 
     def lengths(self, units: Iterable[int]) -> list[int]:
         """Return the number of base tokens of each unit."""
-        return [len(self.latents[unit - self.base_size].segment) if unit >= self.base_size else 1 for unit in units]
+        return [
+            len(self.latents[unit - self.base_size].segment) if unit >= self.base_size else 1
+            for unit in units
+        ]
 
     def save(self, path: Path) -> None:
         """Write the vocabulary as JSON, whole or not at all."""
@@ -166,12 +178,20 @@ class LatentVocabulary:
         if path.is_dir():
             path = path / "latent_vocabulary.json"
         if not path.exists():
-            raise SettingError(f"there must be a latent vocabulary at {path}, got no file. Run the verb `mine` first.")
+            raise SettingError(
+                f"there must be a latent vocabulary at {path}, got no file. Run the verb `mine` "
+                "first."
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
-                raise SettingError(f"{path} must have schema {SCHEMA}, got {content['schema']!r}. Mine again.")
-            latents = [LatentAction(**{**latent, "segment": tuple(latent["segment"])}) for latent in content["latents"]]
+                raise SettingError(
+                    f"{path} must have schema {SCHEMA}, got {content['schema']!r}. Mine again."
+                )
+            latents = [
+                LatentAction(**{**latent, "segment": tuple(latent["segment"])})
+                for latent in content["latents"]
+            ]
             return cls(
                 latents,
                 base_size=content["base_size"],
@@ -181,7 +201,9 @@ class LatentVocabulary:
         except SettingError:
             raise
         except (ValueError, LookupError, TypeError) as error:
-            raise SettingError(f"{path} must be a latent vocabulary, got something else ({error!r}). Mine again.") from error
+            raise SettingError(
+                f"{path} must be a latent vocabulary, got something else ({error!r}). Mine again."
+            ) from error
 
 
 def build_trie(segments: Iterable[Sequence[int]]) -> TrieNode:

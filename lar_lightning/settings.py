@@ -1,4 +1,7 @@
-"""What a user can set at each stage, with its unit and its rule; light to import, so that `--help` is instant."""
+"""What a user can set at each stage, with its unit and its rule.
+
+Light to import, so that `--help` is instant.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +16,8 @@ class RolloutSettings:
     """What to roll out, and how."""
 
     temperatures: tuple[float, ...] = (0.0, 1.0, 1.0)
-    """Of the episodes of each training task. 1 is the policy itself, over which the exact loss is an expectation; 0 is
-    greedy, as it is served."""
+    """Of the episodes of each training task. 1 is the policy itself, over which the exact loss is
+    an expectation; 0 is greedy, as it is served."""
     held_out_temperatures: tuple[float, ...] = (0.0, 1.0)
     """Of the episodes of each held-out task, for validation."""
     num_held_out: int = 40
@@ -33,11 +36,15 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_concurrent", "max_model_len", "num_held_out"):
             if getattr(self, name) < 1:
-                raise SettingError(f"`rollouts.{name}` must be at least 1, got {getattr(self, name)}.")
+                raise SettingError(
+                    f"`rollouts.{name}` must be at least 1, got {getattr(self, name)}."
+                )
         for name in ("temperatures", "held_out_temperatures"):
             values = getattr(self, name)
             if not values or min(values) < 0:
-                raise SettingError(f"`rollouts.{name}` must be one or more numbers of 0 or more, got {values}.")
+                raise SettingError(
+                    f"`rollouts.{name}` must be one or more numbers of 0 or more, got {values}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +62,11 @@ class MiningSettings:
     min_certain_share: float = 0.8
     """Share of a segment's occurrences that must be free of decisions after the first token."""
     temperature: float | None = None
-    """Mine only trajectories sampled at this temperature: that of serving. The others still veto unstable texts. None
-    mines all."""
+    """Mine only trajectories sampled at this temperature: that of serving. The others still veto
+    unstable texts. None mines all."""
     max_misaligned_share: float = 0.005
-    """Largest share of the places of a segment's text where the tokens are others than the segment's."""
+    """Largest share of the places of a segment's text where the tokens are others than the
+    segment's."""
 
     def __post_init__(self) -> None:
         rules = {"max_latents": 1, "min_support": 1, "max_length": 2}
@@ -69,7 +77,9 @@ class MiningSettings:
                     "Without latent actions there is nothing to train."
                 )
         if not self.max_entropy > 0:
-            raise SettingError(f"`mining.max_entropy` must be above 0 nats, got {self.max_entropy}.")
+            raise SettingError(
+                f"`mining.max_entropy` must be above 0 nats, got {self.max_entropy}."
+            )
         for name in ("min_certain_share", "max_misaligned_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"`mining.{name}` must lie in 0..1, got {getattr(self, name)}.")
@@ -80,9 +90,11 @@ class EvaluationSettings:
     """How methods are compared."""
 
     max_tokens: int = 256
-    """Longest answer in expanded tokens, for every method alike: a limit in units would favour latents."""
+    """Longest answer in expanded tokens, for every method alike: a limit in units would favour
+    latents."""
     num_runs: int = 2
-    """Runs of each method; they differ in batching only, and give the run-to-run floor and the spread."""
+    """Runs of each method; they differ in batching only, and give the run-to-run floor and the
+    spread."""
     num_concurrent: int = 16
     """Episodes that decode together."""
     max_model_len: int = 2048
@@ -93,4 +105,6 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_runs", "num_concurrent", "max_model_len"):
             if getattr(self, name) < 1:
-                raise SettingError(f"`evaluation.{name}` must be at least 1, got {getattr(self, name)}.")
+                raise SettingError(
+                    f"`evaluation.{name}` must be at least 1, got {getattr(self, name)}."
+                )

@@ -1,4 +1,6 @@
-"""Teacher and student in one set of weights: the base model with rows for latents, and adapters that can be set aside.
+"""Teacher and student in one set of weights.
+
+The base model with rows for latents, and adapters that can be set aside.
 
 Dimensions: B trajectories, T or S positions, D hidden units.
 """
@@ -25,7 +27,8 @@ Trainable = Literal["rows", "lora"]
 class Student(nn.Module):
     """A causal language model whose vocabulary is extended by latents.
 
-    The teacher is the same module read on base ids with adapters off: one copy of the weights in memory.
+    The teacher is the same module read on base ids with adapters off: one copy of the weights in
+    memory.
     """
 
     unit_lengths: Int[Tensor, " K1"]
@@ -39,27 +42,40 @@ class Student(nn.Module):
         lora_rank: int = 16,
         initialization: Initialization = "constituents",
     ) -> None:
-        """Take over a base model: freeze it, add rows and, for `lora`, adapters on all linear layers."""
+        """Take over a base model.
+
+        Freeze it, add rows and, for `lora`, adapters on all linear layers.
+        """
         super().__init__()
         model.requires_grad_(False)
         check_plain_head(model)
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        embedding: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
         self.rows = LatentRows(len(vocabulary), embedding.weight.shape[1])
         base_size = vocabulary.base_size
         initialize_rows(
-            self.rows, embedding.weight[:base_size], head.weight[:base_size], vocabulary.segments, initialization
+            self.rows,
+            embedding.weight[:base_size],
+            head.weight[:base_size],
+            vocabulary.segments,
+            initialization,
         )
         self.base_size = base_size
         self.folding = Folding(vocabulary.segments, base_size)
-        # Base tokens that a latent stands for, by latent; the last entry (index -1) is for all base tokens.
+        # Base tokens that a latent stands for, by latent; the last entry (index -1) is for all
+        # base tokens.
         lengths = torch.tensor([*map(len, vocabulary.segments), 1])
         self.register_buffer("unit_lengths", lengths, persistent=False)
         self.adapters: Any = None
         if trainable == "lora":
             from peft import LoraConfig, get_peft_model
 
-            config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0)
-            self.adapters = get_peft_model(model, config)  # changes `model` in place; its adapters are in fp32
+            config = LoraConfig(
+                r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0
+            )
+            self.adapters = get_peft_model(
+                model, config
+            )  # changes `model` in place; its adapters are in fp32
         model.set_input_embeddings(ExtendedEmbedding(embedding, self.rows, base_size))
         self.model = model
         self.model.eval()
@@ -76,28 +92,42 @@ class Student(nn.Module):
     @property
     def heads(self) -> Heads:
         """Output matrices of base tokens and latents."""
-        weight = self.model.get_output_embeddings().weight
+        head: Any = self.model.get_output_embeddings()
+        weight = head.weight
         return Heads(base=weight[: self.base_size], latent=self.rows.output_rows)
 
-    def student_hidden(self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
+    def student_hidden(
+        self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]
+    ) -> Float[Tensor, "B S D"]:
         """Read units."""
         return self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     @torch.no_grad()
-    def teacher_hidden(self, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def teacher_hidden(
+        self, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
         """Read base tokens as the frozen base model does."""
         with self._without_adapters():
-            return self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            return self.backbone(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).last_hidden_state
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training changes: rows, and adapters where there are any."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter.detach()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def release(self) -> "PreTrainedModel":
-        """Return the plain model with adapters merged and its own embedding back in place; the student ends here."""
+        """Return the plain model with adapters merged and its own embedding back in place.
+
+        The student ends here.
+        """
         wrapped = self.model.get_input_embeddings()
         assert isinstance(wrapped, ExtendedEmbedding)
         self.model.set_input_embeddings(wrapped.base)
@@ -115,14 +145,18 @@ def load_student(checkpoint: Path, vocabulary: LatentVocabulary, **options: Any)
 
 @torch.no_grad()
 def check_plain_head(model: "PreTrainedModel") -> None:
-    """Refuse architectures that change logits after the output matrix (caps, scales): the loss projects itself."""
+    """Refuse architectures that change logits after the output matrix (caps, scales).
+
+    The loss projects itself.
+    """
     ids = torch.arange(1, 5, device=model.device)[None]
     backbone = getattr(model, model.base_model_prefix)
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     expected = head(backbone(input_ids=ids, use_cache=False).last_hidden_state).float()
     found = model(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(expected, found, atol=1e-2, rtol=1e-2):
         raise SettingError(
-            f"`base_model` must take its logits straight from its output matrix, got {type(model).__name__}, which "
+            "`base_model` must take its logits straight from its output matrix, got "
+            f"{type(model).__name__}, which "
             "changes them afterwards. Choose another architecture."
         )

@@ -1,12 +1,15 @@
-"""Text, ids and units: rendering chats with roles, and the tokenizer that knows the latent vocabulary.
+"""Text, ids and units.
 
-A latent becomes an ordinary added token whose content is its segment's own text: encoding a transcript then yields
-latents, and decoding yields plain text, in every engine that reads a Hugging Face checkpoint (algorithm 3).
+Rendering chats with roles, and the tokenizer that knows the latent vocabulary.
+
+A latent becomes an ordinary added token whose content is its segment's own text: encoding a
+transcript then yields latents, and decoding yields plain text, in every engine that reads a
+Hugging Face checkpoint (algorithm 3).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lar_lightning.base_models import tokenizer_fingerprint
 from lar_lightning.errors import SettingError
@@ -19,14 +22,16 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 
 
-def render_chat(tokenizer: "PreTrainedTokenizerFast", messages: Messages) -> tuple[list[int], tuple[Span, ...]]:
+def render_chat(
+    tokenizer: "PreTrainedTokenizerFast", messages: Messages
+) -> tuple[list[int], tuple[Span, ...]]:
     """Render messages up to where the assistant is to write.
 
     Returns:
-        The token ids, and one span a message; what the template adds before, between and after the messages counts to
-        the message that it introduces.
+        The token ids, and one span a message; what the template adds before, between and after the
+        messages counts to the message that it introduces.
     """
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoding["input_ids"]  # type: ignore[assignment]
@@ -35,7 +40,9 @@ def render_chat(tokenizer: "PreTrainedTokenizerFast", messages: Messages) -> tup
     position = 0
     for index, message in enumerate(messages):
         is_last = index == len(messages) - 1
-        rendered = tokenizer.apply_chat_template(list(messages[: index + 1]), tokenize=False)
+        rendered = tokenizer.apply_chat_template(
+            [dict(shown) for shown in messages[: index + 1]], tokenize=False
+        )
         end = len(ids) if is_last else sum(start < len(rendered) for start in starts)
         if end > position:
             role = message["role"] if message["role"] != "assistant" else "history"
@@ -56,27 +63,42 @@ def extend_tokenizer(
 
     check_tokenizer(tokenizer, vocabulary)
     extended = deepcopy(tokenizer)
-    contents = [
-        AddedToken(latent.text, normalized=False, special=False, lstrip=False, rstrip=False, single_word=False)
+    contents: list[Any] = [
+        AddedToken(
+            latent.text,
+            normalized=False,
+            special=False,
+            lstrip=False,
+            rstrip=False,
+            single_word=False,
+        )
         for latent in vocabulary.latents
     ]
     num_added = extended.add_tokens(contents)
-    assert num_added == len(vocabulary), "a latent's text is a token of the base vocabulary; mining rejects those"
+    assert num_added == len(vocabulary), (
+        "a latent's text is a token of the base vocabulary; mining rejects those"
+    )
     return extended
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", vocabulary: LatentVocabulary) -> None:
     """Refuse a vocabulary that was mined with another tokenizer."""
     found = tokenizer_fingerprint(tokenizer)
-    if vocabulary.base_size != len(tokenizer) or vocabulary.tokenizer_fingerprint not in ("", found):
+    if vocabulary.base_size != len(tokenizer) or vocabulary.tokenizer_fingerprint not in (
+        "",
+        found,
+    ):
         raise SettingError(
             "the latent vocabulary must be mined with the tokenizer of `base_model`, got one of "
-            f"{vocabulary.base_size} tokens ({vocabulary.tokenizer_fingerprint}) for a tokenizer of {len(tokenizer)} "
+            f"{vocabulary.base_size} tokens ({vocabulary.tokenizer_fingerprint}) for a tokenizer "
+            f"of {len(tokenizer)} "
             f"({found}). Mine again with this `base_model`, or choose the other one."
         )
 
 
-def decode(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+def decode(
+    tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int], *, skip_special_tokens: bool = False
+) -> str:
     """Decode without the clean-up of spaces, which is not invertible."""
     text = tokenizer.decode(
         list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False

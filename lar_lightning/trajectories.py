@@ -1,8 +1,9 @@
 """Episodes of an agent as token ids with roles and entropies, and the file that keeps them.
 
-A `Trajectory` is rendered once by the policy's own chat template. Every token has a role; the assistant's tokens are
-the *action tokens*, whose number is the effective horizon H_eff (paper 3.1). The file holds one JSON object a line after
-a header with the settings that made it; records are only ever appended, so a killed run loses no finished episode.
+A `Trajectory` is rendered once by the policy's own chat template. Every token has a role; the
+assistant's tokens are the *action tokens*, whose number is the effective horizon H_eff (paper
+3.1). The file holds one JSON object a line after a header with the settings that made it; records
+are only ever appended, so a killed run loses no finished episode.
 """
 
 import json
@@ -58,9 +59,14 @@ class Trajectory:
         edges = [0, *(span.end for span in self.spans)]
         starts = [span.start for span in self.spans]
         if starts != edges[:-1] or edges[-1] != len(self.token_ids) or not len(self.token_ids):
-            raise ValueError(f"spans of {self.trajectory_id} must cover its {len(self.token_ids)} tokens, got {self.spans}.")
+            raise ValueError(
+                f"spans of {self.trajectory_id} must cover its {len(self.token_ids)} tokens, got "
+                f"{self.spans}."
+            )
         if len(self.entropies) != len(self.token_ids):
-            raise ValueError(f"entropies of {self.trajectory_id} must be one a token, got {len(self.entropies)}.")
+            raise ValueError(
+                f"entropies of {self.trajectory_id} must be one a token, got {len(self.entropies)}."
+            )
 
     @property
     def action_spans(self) -> tuple[Span, ...]:
@@ -74,7 +80,10 @@ class Trajectory:
 
 
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
-    """Return the JSON object of a trajectory; entropies are kept for action tokens only, to 1e-4 nats."""
+    """Return the JSON object of a trajectory.
+
+    Entropies are kept for action tokens only, to 1e-4 nats.
+    """
     entropies = [
         [round(float(value), 4) for value in trajectory.entropies[span.start : span.end]]
         for span in trajectory.action_spans
@@ -130,13 +139,17 @@ class TrajectoryFile:
             changed = differences(stored, self.settings)
             if changed:
                 raise SettingError(
-                    f"`run_dir` must hold rollouts of the same settings, but {path} was made with others ({changed}). "
+                    f"`run_dir` must hold rollouts of the same settings, but {path} was made with "
+                    f"others ({changed}). "
                     "Choose another `run_dir`, restore the settings, or remove the file."
                 )
             _drop_torn_line(path)
         else:
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"schema": SCHEMA, "settings": self.settings}) + "\n", encoding="utf-8")
+                temporary.write_text(
+                    json.dumps({"schema": SCHEMA, "settings": self.settings}) + "\n",
+                    encoding="utf-8",
+                )
 
     def append(self, trajectory: Trajectory) -> None:
         """Add one trajectory and hand it to the operating system at once."""
@@ -165,7 +178,9 @@ def read_settings(path: Path) -> Settings:
         if not first.endswith("\n"):
             raise ValueError("the header is torn")
         if header["schema"] != SCHEMA:
-            raise SettingError(f"{path} must have schema {SCHEMA}, got {header['schema']!r}. Roll out anew.")
+            raise SettingError(
+                f"{path} must have schema {SCHEMA}, got {header['schema']!r}. Roll out anew."
+            )
         return dict(header["settings"])
     except SettingError:
         raise
@@ -180,14 +195,19 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     """Read a trajectory file; a torn last line is dropped with a warning.
 
     Raises:
-        SettingError: if there is no such file, no trajectory in it, or a line that is no trajectory.
+        SettingError: if there is no such file, no trajectory in it, or a line that is no
+        trajectory.
     """
     if not path.exists():
-        raise SettingError(f"`run_dir` must hold rollouts, but there is no {path}. Run the verb `rollout` first.")
+        raise SettingError(
+            f"`run_dir` must hold rollouts, but there is no {path}. Run the verb `rollout` first."
+        )
     read_settings(path)
     trajectories = list(_records(path))
     if not trajectories:
-        raise SettingError(f"{path} must hold at least one trajectory, got none. Run the verb `rollout` again.")
+        raise SettingError(
+            f"{path} must hold at least one trajectory, got none. Run the verb `rollout` again."
+        )
     return trajectories
 
 
@@ -199,24 +219,35 @@ def _records(path: Path) -> Iterator[Trajectory]:
             yield from_record(json.loads(line))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise SettingError(
-                f"{path} must hold one trajectory a line, got something else in line {number} ({error}). "
-                "Remove that line, or the file, and run the verb `rollout` again: only what is missing is made anew."
+                f"{path} must hold one trajectory a line, got something else in line {number} "
+                f"({error}). "
+                "Remove that line, or the file, and run the verb `rollout` again: only what is "
+                "missing is made anew."
             ) from error
     if is_torn:
-        warnings.warn(f"{path}: the last line is torn (a run was killed while writing) and is left out.", stacklevel=2)
+        warnings.warn(
+            f"{path}: the last line is torn (a run was killed while writing) and is left out.",
+            stacklevel=2,
+        )
 
 
 def _drop_torn_line(path: Path) -> None:
     content = path.read_bytes()
     complete = content.rfind(b"\n") + 1
     if complete != len(content):
-        warnings.warn(f"{path}: dropped a torn last line; that episode is rolled out again.", stacklevel=3)
+        warnings.warn(
+            f"{path}: dropped a torn last line; that episode is rolled out again.", stacklevel=3
+        )
         os.truncate(path, complete)
 
 
 def summary_of(trajectories: Sequence[Trajectory]) -> str:
-    """Return one line for people: episodes, tasks, action tokens and how the entropies were found."""
+    """Return one line for people.
+
+    Episodes, tasks, action tokens and how the entropies were found.
+    """
     kinds = " and ".join(sorted({trajectory.entropy_kind for trajectory in trajectories}))
     num_tasks = len({trajectory.task_id for trajectory in trajectories})
     num_tokens = sum(trajectory.horizon for trajectory in trajectories)
-    return f"{len(trajectories)} trajectories of {num_tasks} tasks, {num_tokens:,} action tokens, entropy: {kinds}"
+    counts = f"{len(trajectories)} trajectories of {num_tasks} tasks, {num_tokens:,} action tokens"
+    return f"{counts}, entropy: {kinds}"

@@ -1,7 +1,7 @@
 """The verbs that need no Trainer: one function each, whose parameters are its options.
 
-One YAML describes a run for all verbs; a verb takes the keys that it knows from the top level and from `data.init_args`.
-Imports stand inside, so that `--help` costs nothing.
+One YAML describes a run for all verbs; a verb takes the keys that it knows from the top level and
+from `data.init_args`. Imports stand inside, so that `--help` costs nothing.
 """
 
 import inspect
@@ -13,7 +13,9 @@ from lar_lightning.errors import SettingError
 from lar_lightning.settings import EvaluationSettings, MiningSettings, RolloutSettings
 
 
-def rollout(base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings = RolloutSettings()) -> None:
+def rollout(
+    base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings = RolloutSettings()
+) -> None:
     """Write trajectories of the base model with per-token entropy.
 
     Args:
@@ -108,14 +110,18 @@ def run_verb(name: str, arguments: list[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     verb = VERBS[name]
     config_files, rest = split_config_files(arguments)
-    parser = ArgumentParser(prog=f"python -m lar_lightning {name}", description=(verb.__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", metavar="FILE", help="YAML of the run; give several to stack them")
+    parser = ArgumentParser(
+        prog=f"python -m lar_lightning {name}", description=(verb.__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML of the run; give several to stack them"
+    )
     parser.add_function_arguments(verb, as_positional=False)
     if config_files:
         parser.set_defaults(_flat(verb_settings(verb, config_files)))
     options: Namespace = parser.parse_args(rest)
     options.pop("config", None)
-    verb(**{key: value for key, value in parser.instantiate_classes(options).items()})
+    verb(**dict(parser.instantiate_classes(options).items()))
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
@@ -132,7 +138,9 @@ def split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
             rest.append(argument)
     for file in files:
         if not file.is_file():
-            raise SettingError(f"`--config` must be a YAML file, got {str(file)!r}. Check the path.")
+            raise SettingError(
+                f"`--config` must be a YAML file, got {str(file)!r}. Check the path."
+            )
     return files, rest
 
 
@@ -145,7 +153,9 @@ def verb_settings(verb: Callable[..., None], config_files: list[Path]) -> dict[s
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
-            raise SettingError(f"`--config` must be a YAML file, {file} is not one ({error}). Mend it.") from error
+            raise SettingError(
+                f"`--config` must be a YAML file, {file} is not one ({error}). Mend it."
+            ) from error
         data = content.get("data", {}).get("init_args", {})
         for key in inspect.signature(verb).parameters:
             for value in (source[key] for source in (data, content) if key in source):
@@ -157,5 +167,9 @@ def verb_settings(verb: Callable[..., None], config_files: list[Path]) -> dict[s
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat.update({f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value})
+        flat.update(
+            {f"{key}.{name}": entry for name, entry in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     return flat

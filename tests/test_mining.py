@@ -1,6 +1,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,7 @@ def brute_force_repeats(
     """Oracle: look at every window of every piece, and at what stands on its either side."""
     starts = [*np.flatnonzero(corpus.starts | cuts).tolist(), len(corpus)]
     places: dict[Segment, list[tuple[int, int, int]]] = defaultdict(list)
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         for low in range(start, end):
             for high in range(low + 2, min(end, low + max_length) + 1):
                 places[tuple(corpus.tokens[low:high].tolist())].append((low, start, end))
@@ -190,7 +191,7 @@ def test_savings_equal_a_recount(corpus: Corpus, max_latents: int, min_support: 
         assert len({int(corpus.tasks[position]) for position in pick.positions}) >= min_support
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(corpus=corpora())
 def test_first_pick_is_the_best_alone_and_more_picks_save_no_less(corpus: Corpus) -> None:
     cuts = np.zeros(len(corpus), dtype=bool)
@@ -226,7 +227,10 @@ LOOSE = MiningSettings(max_latents=12, min_support=4, max_entropy=2.0)
 
 def loops(make: "Make") -> list[Trajectory]:
     """Eight tasks whose answers share their frame and differ in a name."""
-    frame = "def {0}({0}):\n    result = []\n    for letter in {0}:\n        result.append({0})\n    return result\n"
+    frame = (
+        "def {0}({0}):\n    result = []\n"
+        "    for letter in {0}:\n        result.append({0})\n    return result\n"
+    )
     return [make(frame.format(name), task_id=name) for name in NAMES]
 
 
@@ -306,7 +310,7 @@ def test_what_binds_a_parameter_or_ends_a_turn_is_never_inside(
 def entropies_of(
     tokenizer: "PreTrainedTokenizerFast", text: str, decision: str, nats: float
 ) -> list[float]:
-    """One entropy a token of `text` and its end: `nats` where a token is `decision`, else little."""
+    """One entropy a token of `text` and its end: `nats` at `decision`, else little."""
     ids = encode_text(tokenizer, text)
     return [*(nats if decode(tokenizer, [token]) == decision else 0.1 for token in ids), 0.1]
 
@@ -374,7 +378,7 @@ def test_text_that_is_tokenized_otherwise_elsewhere_is_rejected(
 def test_latents_stand_where_the_extended_tokenizer_puts_them(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:
-    """A lax share lets unstable texts pass at first; the comparison of whole texts takes them back."""
+    """A lax share lets unstable texts pass; the comparison of whole texts takes them back."""
     flat = [make_trajectory(f"{name}(text):\n{name}", task_id=name) for name in NAMES]
     indented = [make_trajectory(f"{name}(text):\n    total", task_id=name) for name in NAMES[:2]]
     trajectories = [*flat, *indented]

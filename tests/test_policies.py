@@ -101,7 +101,7 @@ def generated(
     """What Transformers' own `generate` writes after one prompt, greedily."""
     ids = torch.tensor([prompt], device=model.device)
     options = {} if stop_ids is None else {"eos_token_id": list(stop_ids)}
-    output = model.generate(
+    output = model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_tokens,
@@ -138,7 +138,7 @@ def test_opened_engine_writes_what_generate_does_in_bfloat16(
 def test_turn_end_is_kept_and_ends_the_completion(
     model: "PreTrainedModel", prompts: list[list[int]]
 ) -> None:
-    """Let two tokens end turns that the model writes early in some completions and never in others."""
+    """Let two tokens end turns: early in some completions, never in others."""
     free = completions(model, requests_of(prompts, 0.0), Sampling(max_tokens=10))
     stop_ids = {free["0"].token_ids[4], free["1"].token_ids[1]}
     found = completions(

@@ -154,7 +154,7 @@ def test_saved_vocabulary_is_read_back_whole(tmp_path: Path) -> None:
 
 
 def test_missing_vocabulary_names_the_verb_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="latent_vocabulary.json.*Run the verb `mine`"):
+    with pytest.raises(SettingError, match=r"latent_vocabulary\.json.*Run the verb `mine`"):
         LatentVocabulary.load(tmp_path)
 
 

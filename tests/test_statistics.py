@@ -2,7 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lar_lightning.evaluation.statistics import bootstrap_interval, mean_agreement, shared_prefix_share
+from lar_lightning.evaluation.statistics import (
+    bootstrap_interval,
+    mean_agreement,
+    shared_prefix_share,
+)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))

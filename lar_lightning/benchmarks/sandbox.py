@@ -201,6 +201,8 @@ def _launch(base: str, limits: SandboxLimits, stdin: bytes) -> dict[str, bytearr
     finally:
         os.close(report_writer)
         os.close(status_writer)
+    assert process.stdin is not None
+    assert process.stdout is not None
     readers = {
         "output": (process.stdout, limits.output_kib * 1024),
         "report": (os.fdopen(report_fd, "rb", buffering=0), MAX_REPORT_BYTES),

@@ -1,1 +1,4 @@
-"""Comparing methods on held-out tasks in the same engine: scores, horizons, wall clock, agreement."""
+"""Comparing methods on held-out tasks in the same engine.
+
+Scores, horizons, wall clock, agreement.
+"""

@@ -19,9 +19,16 @@ Row = dict[str, Any]
 
 
 def evaluate_run(
-    base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings, settings: EvaluationSettings
+    base_model: str,
+    benchmark: str,
+    run_dir: Path,
+    rollouts: RolloutSettings,
+    settings: EvaluationSettings,
 ) -> list[Row]:
-    """Compare the base model and the run's export on the held-out tasks; write and print the table."""
+    """Compare the base model and the run's export on the held-out tasks.
+
+    Write and print the table.
+    """
     export = export_run(base_model, run_dir)
     _, tasks = split_benchmark(benchmark, rollouts)
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
@@ -41,9 +48,12 @@ def evaluate_run(
 
 
 def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmark: str) -> Row:
-    """Summarize a method's runs; counts are those of its first run, times are means over runs with their range.
+    """Summarize a method's runs.
 
-    Agreement is the shared prefix with vanilla texts; for vanilla itself, that of its different runs: the floor.
+    Counts are those of its first run, times are means over runs with their range.
+
+    Agreement is the shared prefix with vanilla texts; for vanilla itself, that of its different
+    runs: the floor.
     """
     first = runs[0]
     seconds = [run.wall_clock_seconds for run in runs]
@@ -72,7 +82,9 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
         "units_per_expanded_token": round(generated / _expanded(first), 4),
         "latents_emitted": num_latents,
         "adoption_rate": round(num_latents / num_places, 4) if num_places else 0.0,
-        "finished_share": round(float(np.mean([episode.is_finished for episode in first.episodes])), 4),
+        "finished_share": round(
+            float(np.mean([episode.is_finished for episode in first.episodes])), 4
+        ),
         "wall_clock_seconds": round(float(np.mean(seconds)), 3),
         "wall_clock_seconds_range": [min(seconds), max(seconds)],
         "expanded_tokens_per_second": round(float(np.mean(speeds)), 2),
@@ -110,8 +122,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     head = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
     lines = ["| " + " | ".join(_cell(row[key]) for key in COLUMNS) + " |" for row in rows]
     notes = (
-        f"\n{rows[0]['benchmark']}, {rows[0]['num_tasks']} held-out tasks, greedy, {rows[0]['num_runs']} runs of each "
-        "method in the same engine. Agreement: share of the text before it parts from the vanilla text; in the vanilla "
+        f"\n{rows[0]['benchmark']}, {rows[0]['num_tasks']} held-out tasks, greedy, "
+        f"{rows[0]['num_runs']} runs of each "
+        "method in the same engine. Agreement: share of the text before it parts from the vanilla "
+        "text; in the vanilla "
         "row, between vanilla's own runs (the floor).\n"
     )
     return "\n".join([*head, *lines]) + "\n" + notes
@@ -120,4 +134,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(_cell(entry) for entry in value)
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.3f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

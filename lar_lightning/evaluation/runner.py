@@ -1,4 +1,7 @@
-"""One method on the tasks of a benchmark: generate, expand, decode, score; every finished episode is kept on disk."""
+"""One method on the tasks of a benchmark: generate, expand, decode, score.
+
+Every finished episode is kept on disk.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ from lar_lightning.artefacts import write_json
 from lar_lightning.base_models import load_tokenizer, model_fingerprint
 from lar_lightning.benchmarks import load_benchmark
 from lar_lightning.benchmarks.benchmark import Task
+from lar_lightning.benchmarks.sandbox import isolation_report
 from lar_lightning.policies import Policy, Request, Sampling, open_policy
 from lar_lightning.rollouts import check_lengths
 from lar_lightning.segments import LatentVocabulary
@@ -68,7 +72,10 @@ def evaluate_method(
     folder: Path,
     settings: EvaluationSettings,
 ) -> list[MethodRun]:
-    """Run a method's checkpoint `num_runs` times; runs that are on disk with the same settings are reused."""
+    """Run a method's checkpoint `num_runs` times.
+
+    Runs that are on disk with the same settings are reused.
+    """
     signature = {
         "checkpoint": model_fingerprint(checkpoint),
         "tasks": sorted(task.task_id for task in tasks),
@@ -76,7 +83,10 @@ def evaluate_method(
     }
     paths = [folder / f"{method}-{run}.json" for run in range(settings.num_runs)]
     runs = {run: stored for run, path in enumerate(paths) if (stored := _stored(path, signature))}
-    print(f"evaluate ({method}): {len(runs)} runs reused, {settings.num_runs - len(runs)} to make", flush=True)
+    print(
+        f"evaluate ({method}): {len(runs)} runs reused, {settings.num_runs - len(runs)} to make",
+        flush=True,
+    )
     if len(runs) < settings.num_runs:
         tokenizer = load_tokenizer(checkpoint)
         opened = open_policy(
@@ -100,7 +110,10 @@ def _stored(path: Path, signature: dict[str, Any]) -> MethodRun | None:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["signature"] != signature:
         return None
-    episodes = tuple(Episode(**{**episode, "units": tuple(episode["units"])}) for episode in content["run"]["episodes"])
+    episodes = tuple(
+        Episode(**{**episode, "units": tuple(episode["units"])})
+        for episode in content["run"]["episodes"]
+    )
     return MethodRun(**{**content["run"], "episodes": episodes})
 
 
@@ -120,21 +133,35 @@ def _run(
     settings: EvaluationSettings,
 ) -> MethodRun:
     prompts = {task.task_id: render_chat(tokenizer, task.messages)[0] for task in tasks}
-    check_lengths({name: len(ids) for name, ids in prompts.items()}, settings.max_tokens, settings.max_model_len)
+    check_lengths(
+        {name: len(ids) for name, ids in prompts.items()},
+        settings.max_tokens,
+        settings.max_model_len,
+    )
     # Runs of one engine differ in what is decoded together, as two days in production do.
     order = sorted(prompts) if run % 2 == 0 else sorted(prompts, reverse=True)
-    requests = [Request(request_id=task_id, prompt_ids=prompts[task_id], temperature=0.0) for task_id in order]
+    requests = [
+        Request(request_id=task_id, prompt_ids=prompts[task_id], temperature=0.0)
+        for task_id in order
+    ]
     sampling = Sampling(max_tokens=settings.max_tokens)
     num_generated = 0
     episodes: dict[str, Episode] = {}
     started = time.perf_counter()
-    with tqdm(total=len(requests), desc=f"evaluate {method} run {run}", unit="task", mininterval=1.0) as progress:
+    with tqdm(
+        total=len(requests), desc=f"evaluate {method} run {run}", unit="task", mininterval=1.0
+    ) as progress:
         for completion in policy.generate(requests, sampling):
             num_generated += len(completion.token_ids)
             units = cut(vocabulary, completion.token_ids, settings.max_tokens)
             is_whole = completion.is_finished and len(units) == len(completion.token_ids)
             episodes[completion.request_id] = _episode(
-                completion.request_id, units, len(prompts[completion.request_id]), is_whole, tokenizer, vocabulary
+                completion.request_id,
+                units,
+                len(prompts[completion.request_id]),
+                is_whole,
+                tokenizer,
+                vocabulary,
             )
             progress.update()
     seconds = time.perf_counter() - started
@@ -182,11 +209,17 @@ def _episode(
 
 
 def _scored(run: MethodRun, benchmark: str, tasks: Sequence[Task]) -> MethodRun:
+    for sentence in isolation_report():
+        print(f"evaluate: model-written code is not fully isolated here: {sentence}", flush=True)
     scorer = load_benchmark(benchmark)
     by_id = {task.task_id: task for task in tasks}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda episode: scorer.score(by_id[episode.task_id], episode.text), run.episodes)
-        progress = tqdm(outcomes, total=len(run.episodes), desc="scoring", unit="task", mininterval=1.0)
+        outcomes = pool.map(
+            lambda episode: scorer.score(by_id[episode.task_id], episode.text), run.episodes
+        )
+        progress = tqdm(
+            outcomes, total=len(run.episodes), desc="scoring", unit="task", mininterval=1.0
+        )
         scored = [
             replace(episode, is_success=outcome.is_success, detail=outcome.detail)
             for episode, outcome in zip(run.episodes, progress, strict=True)

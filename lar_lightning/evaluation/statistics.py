@@ -17,7 +17,7 @@ def bootstrap_interval(
 
 
 def shared_prefix_share(left: str, right: str) -> float:
-    """Return the share of the longer text's characters that both have in common before they part; 1 is equality."""
+    """Return the share of the longer text before the two part; 1 is equality."""
     longest = max(len(left), len(right))
     if longest == 0:
         return 1.0
@@ -29,4 +29,6 @@ def shared_prefix_share(left: str, right: str) -> float:
 
 def mean_agreement(texts: dict[str, str], others: dict[str, str]) -> float:
     """Return the mean shared prefix over tasks."""
-    return float(np.mean([shared_prefix_share(texts[task_id], others[task_id]) for task_id in texts]))
+    return float(
+        np.mean([shared_prefix_share(texts[task_id], others[task_id]) for task_id in texts])
+    )

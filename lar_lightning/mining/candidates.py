@@ -1,7 +1,8 @@
 """Candidates: maximal repeats of the corpus, by a suffix array and its longest common prefixes.
 
-A maximal repeat is a segment that occurs at least twice and loses occurrences when it is made longer on either side.
-They are the intervals of the LCP array (Abouelhoda et al. 2004); there are at most N of them, and memory is linear.
+A maximal repeat is a segment that occurs at least twice and loses occurrences when it is made
+longer on either side. They are the intervals of the LCP array (Abouelhoda et al. 2004); there are
+at most N of them, and memory is linear.
 
 Dimensions: N tokens of the corpus, C candidates.
 """
@@ -39,7 +40,8 @@ def maximal_repeats(
 
     Args:
         corpus: Action tokens.
-        cuts: True at tokens that no segment may reach over from the left (a segment may begin there).
+        cuts: True at tokens that no segment may reach over from the left (a segment may begin
+            there).
         max_length: Longest segment, in tokens; longer repeats count as their first tokens.
         min_support: Fewest distinct tasks.
     """
@@ -59,8 +61,13 @@ def maximal_repeats(
     return list(found.values())
 
 
-def _separated(corpus: Corpus, cuts: Bool[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Put a separator of its own before every cut, so that no repeat contains one; -1 is a separator's origin."""
+def _separated(
+    corpus: Corpus, cuts: Bool[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    """Put a separator of its own before every cut, so that no repeat contains one.
+
+    -1 is a separator's origin.
+    """
     at = np.flatnonzero(cuts | corpus.starts)
     dense = np.unique(corpus.tokens, return_inverse=True)[1].astype(np.int64) + len(at)
     separated = np.insert(dense, at, np.arange(len(at)))
@@ -69,7 +76,9 @@ def _separated(corpus: Corpus, cuts: Bool[np.ndarray, " N"]) -> tuple[Int[np.nda
 
 
 def _is_left_maximal(separated: Int[np.ndarray, " M"], suffixes: Int[np.ndarray, " P"]) -> bool:
-    before = separated[suffixes - 1]  # every piece has its separator before it, so no suffix of interest is the first
+    before = separated[
+        suffixes - 1
+    ]  # every piece has its separator before it, so no suffix of interest is the first
     return bool((before != before[0]).any())
 
 
@@ -82,7 +91,11 @@ def _intervals(common: Int[np.ndarray, " M"], max_length: int) -> Iterator[tuple
 def _lcp_intervals(common: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All LCP intervals of two or more common tokens; common[i] belongs to suffixes i and i + 1."""
     size = len(common)
-    lengths, lows, highs = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
+    lengths, lows, highs = (
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+    )
     stack_length, stack_low = np.empty(size + 1, np.int64), np.empty(size + 1, np.int64)
     depth, count = 0, 0
     stack_length[0], stack_low[0] = 0, 0
@@ -101,8 +114,10 @@ def _lcp_intervals(common: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return lengths[:count], lows[:count], highs[:count]
 
 
-def occurrences(tokens: Int[np.ndarray, " N"], segment: tuple[int, ...], starts_at: Int[np.ndarray, " P"]) -> np.ndarray:
-    """Return the positions among `starts_at` (where the first token is known to match) at which `segment` stands."""
+def occurrences(
+    tokens: Int[np.ndarray, " N"], segment: tuple[int, ...], starts_at: Int[np.ndarray, " P"]
+) -> np.ndarray:
+    """Return where `segment` stands among `starts_at`, where its first token does."""
     positions = starts_at[starts_at + len(segment) <= len(tokens)]
     for offset, token in enumerate(segment[1:], start=1):
         positions = positions[tokens[positions + offset] == token]

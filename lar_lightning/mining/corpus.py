@@ -31,13 +31,18 @@ class Corpus:
 
 def corpus_of(trajectories: Sequence[Trajectory]) -> Corpus:
     """Collect the action tokens of trajectories, in their order."""
-    task_ids = {task_id: index for index, task_id in enumerate(dict.fromkeys(t.task_id for t in trajectories))}
+    task_ids = {
+        task_id: index
+        for index, task_id in enumerate(dict.fromkeys(t.task_id for t in trajectories))
+    }
     spans = [(trajectory, span) for trajectory in trajectories for span in trajectory.action_spans]
     lengths = [span.end - span.start for _, span in spans]
     starts = np.zeros(sum(lengths), dtype=bool)
     starts[np.cumsum([0, *lengths])[:-1]] = True
     return Corpus(
-        tokens=np.concatenate([t.token_ids[span.start : span.end] for t, span in spans]).astype(np.int64),
+        tokens=np.concatenate([t.token_ids[span.start : span.end] for t, span in spans]).astype(
+            np.int64
+        ),
         tasks=np.repeat([task_ids[t.task_id] for t, _ in spans], lengths),
         entropies=np.concatenate([t.entropies[span.start : span.end] for t, span in spans]),
         starts=starts,

@@ -1,4 +1,6 @@
-"""Which segments may be one decision: certain inside, free of parameters, and stable as text (paper 3.4).
+"""Which segments may be one decision.
+
+Certain inside, free of parameters, and stable as text (paper 3.4).
 
 Dimensions: N tokens of the corpus.
 """
@@ -21,7 +23,9 @@ REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are no character."""
 
 
-def binding_tokens(tokenizer: "PreTrainedTokenizerFast", tokens: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+def binding_tokens(
+    tokenizer: "PreTrainedTokenizerFast", tokens: Int[np.ndarray, " N"]
+) -> Bool[np.ndarray, " N"]:
     """Mark tokens that no segment may contain: digits bind parameters, special tokens end turns."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     kinds, inverse = np.unique(tokens, return_inverse=True)
@@ -44,7 +48,8 @@ def certain_share(
     """Return the share of occurrences without an uncertain token after the first.
 
     Args:
-        uncertain_before: Number of uncertain tokens before each position (one entry more than tokens).
+        uncertain_before: Number of uncertain tokens before each position (one entry more than
+            tokens).
         positions: Where the segment occurs.
         length: Of the segment, in tokens.
     """
@@ -52,11 +57,14 @@ def certain_share(
     return float((num_uncertain == 0).mean()) if len(positions) else 0.0
 
 
-def is_stable_alone(tokenizer: "PreTrainedTokenizerFast", segment: Sequence[int], text: str) -> bool:
-    """Tell whether a segment's text is tokenized to the segment, is not itself one base token, and decodes as a token.
+def is_stable_alone(
+    tokenizer: "PreTrainedTokenizerFast", segment: Sequence[int], text: str
+) -> bool:
+    """Tell whether a segment's text is tokenized to the segment and decodes as one token.
 
-    Byte-level decoders read an added token without space or newline letter by letter as bytes, where they can: latin
-    letters with accents come out broken. It is looked at in second place, since some decoders strip the first.
+    Byte-level decoders read an added token without space or newline letter by letter as bytes,
+    where they can: latin letters with accents come out broken. It is looked at in second place,
+    since some decoders strip the first.
     """
     decoder = tokenizer.backend_tokenizer.decoder
     if decoder is not None and decoder.decode([text, text]) != decoder.decode([text]) + text:
@@ -67,7 +75,7 @@ def is_stable_alone(tokenizer: "PreTrainedTokenizerFast", segment: Sequence[int]
 
 
 class TextCorpus:
-    """Rendered trajectories as one text with its token edges, to find a segment's text wherever it stands."""
+    """All texts as one, with token edges, to find a segment's text wherever it stands."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> None:
         """Tokenize `texts` with the base tokenizer."""
@@ -87,7 +95,7 @@ class TextCorpus:
             offset += 1
 
     def misaligned_share(self, text: str, length: int) -> float:
-        """Return the share of places where `text` stands without being exactly `length` whole tokens.
+        """Return the share of places of `text` where it is not `length` whole tokens.
 
         There the extended tokenizer would match although the ids are others.
         """
@@ -104,11 +112,11 @@ class TextCorpus:
 def tokenizer_differences(
     tokenizer: "PreTrainedTokenizerFast", vocabulary: LatentVocabulary, texts: Sequence[str]
 ) -> tuple[int, int, Counter[int]]:
-    """Compare the code of the base tokenizer's ids with what the extended tokenizer makes of the same text.
+    """Compare the code of base ids with what the extended tokenizer makes of the same text.
 
     Returns:
-        The number of units that are only in one of the two, the number of units compared, and how often each latent
-        stands in or beside a difference, by unit id.
+        The number of units that are only in one of the two, the number of units compared, and how
+        often each latent stands in or beside a difference, by unit id.
     """
     extended = extend_tokenizer(tokenizer, vocabulary)
     num_different, num_units = 0, 0
@@ -125,20 +133,31 @@ def tokenizer_differences(
 
 
 def _parting(
-    vocabulary: LatentVocabulary, tokenizer: "PreTrainedTokenizerFast", left: list[int], right: list[int]
+    vocabulary: LatentVocabulary,
+    tokenizer: "PreTrainedTokenizerFast",
+    left: list[int],
+    right: list[int],
 ) -> tuple[int, set[int]]:
-    """Count units of `right` whose characters are cut otherwise in `left`, and name latents in or next to them."""
+    """Count units of `right` that `left` cuts otherwise, and name latents in or beside them."""
 
     def edges(units: list[int]) -> list[int]:
         lengths = [len(decode(tokenizer, vocabulary.expand([unit]))) for unit in units]
         return np.cumsum([0, *lengths]).tolist()
 
     left_edges, right_edges = edges(left), edges(right)
-    left_spans = {(start, end, unit) for start, end, unit in zip(left_edges, left_edges[1:], left, strict=False)}
+    left_spans = {
+        (start, end, unit)
+        for start, end, unit in zip(left_edges, left_edges[1:], left, strict=False)
+    }
     differing = [
         index
         for index, unit in enumerate(right)
         if (right_edges[index], right_edges[index + 1], unit) not in left_spans
     ]
-    near = {right[other] for index in differing for other in (index - 1, index, index + 1) if 0 <= other < len(right)}
+    near = {
+        right[other]
+        for index in differing
+        for other in (index - 1, index, index + 1)
+        if 0 <= other < len(right)
+    }
     return len(differing), {unit for unit in near if vocabulary.is_latent(unit)}

@@ -1,4 +1,7 @@
-"""From trajectories to a latent vocabulary: candidates, executability, selection, and the tokenizer's last word."""
+"""From trajectories to a latent vocabulary.
+
+Candidates, executability, selection, and the tokenizer's last word.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +22,8 @@ from lar_lightning.mining.executability import (
     uncertain_positions,
 )
 from lar_lightning.mining.selection import Pick, select
-from lar_lightning.settings import MiningSettings
 from lar_lightning.segments import LatentAction, LatentVocabulary
+from lar_lightning.settings import MiningSettings
 from lar_lightning.tokenizer import decode
 from lar_lightning.trajectories import Trajectory
 
@@ -43,17 +46,21 @@ class MiningReport:
     num_uncertain: int
     """Rejected: a decision inside too many occurrences."""
     num_unstable: int
-    """Rejected when they would have been picked: their text is tokenized otherwise, alone or somewhere in the corpus."""
+    """Rejected when they would have been picked: their text is tokenized otherwise, alone or
+    somewhere in the corpus."""
     num_disputed: int
     """Taken back: the extended tokenizer cut a transcript otherwise than the ids."""
     different_share: float
-    """Share of units in which the extended tokenizer and the ids still differ, over all mined texts."""
+    """Share of units in which the extended tokenizer and the ids still differ, over all mined
+    texts."""
     entropy_kind: str
     """How the entropies of the trajectories were found."""
 
 
 def mine(
-    trajectories: Sequence[Trajectory], tokenizer: "PreTrainedTokenizerFast", settings: MiningSettings
+    trajectories: Sequence[Trajectory],
+    tokenizer: "PreTrainedTokenizerFast",
+    settings: MiningSettings,
 ) -> tuple[LatentVocabulary, MiningReport]:
     """Mine a latent vocabulary.
 
@@ -64,7 +71,8 @@ def mine(
     if not mined:
         found = sorted({trajectory.temperature for trajectory in trajectories})
         raise SettingError(
-            f"`mining.temperature` must be one that was rolled out, got {settings.temperature}, there are {found}. "
+            f"`mining.temperature` must be one that was rolled out, got {settings.temperature}, "
+            f"there are {found}. "
             "Change it, or add it to `rollouts.temperatures`."
         )
     corpus = corpus_of(mined)
@@ -82,9 +90,12 @@ def mine(
         )
         if not picks:
             raise SettingError(
-                f"`mining` must leave at least one segment, got none of {len(repeats)} repeats in {len(corpus)} tokens "
-                f"of {corpus.num_tasks} tasks ({len(certain)} without decisions inside). Roll out more, or lower "
-                f"`mining.min_support` ({settings.min_support}) or raise `mining.max_entropy` ({settings.max_entropy})."
+                f"`mining` must leave at least one segment, got none of {len(repeats)} repeats in "
+                f"{len(corpus)} tokens "
+                f"of {corpus.num_tasks} tasks ({len(certain)} without decisions inside). Roll out "
+                "more, or lower "
+                f"`mining.min_support` ({settings.min_support}) or raise `mining.max_entropy` "
+                f"({settings.max_entropy})."
             )
         vocabulary = _vocabulary(picks, corpus, tokenizer, settings)
         num_different, num_units, guilty = tokenizer_differences(tokenizer, vocabulary, texts)
@@ -106,7 +117,10 @@ def mine(
 
 
 def texts_of(trajectories: Sequence[Trajectory], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """Return every text that a policy reads or writes between edges that it cannot move; each once."""
+    """Return every text that a policy reads or writes between edges that it cannot move.
+
+    Each once.
+    """
     return list(
         dict.fromkeys(
             decode(tokenizer, trajectory.token_ids[span.start : span.end])
@@ -120,7 +134,10 @@ class Stability:
     """Remembers which segments the extended tokenizer would match where the ids do not."""
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerFast", text_corpus: TextCorpus, max_misaligned_share: float
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        text_corpus: TextCorpus,
+        max_misaligned_share: float,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_corpus = text_corpus
@@ -160,7 +177,8 @@ def _certain_repeats(
         max_length=settings.max_length,
         min_support=settings.min_support,
     )
-    # Separators keep binding tokens apart, but a piece may consist of two or more only if none of them binds.
+    # Separators keep binding tokens apart, but a piece may consist of two or more only if none of
+    # them binds.
     uncertain_before = np.concatenate([[0], np.cumsum(uncertain)])
     order = np.argsort(corpus.tokens, kind="stable")
     firsts, counts = np.unique(corpus.tokens[order], return_counts=True)
@@ -178,7 +196,10 @@ def _certain_repeats(
 
 
 def _vocabulary(
-    picks: Sequence[Pick], corpus: Corpus, tokenizer: "PreTrainedTokenizerFast", settings: MiningSettings
+    picks: Sequence[Pick],
+    corpus: Corpus,
+    tokenizer: "PreTrainedTokenizerFast",
+    settings: MiningSettings,
 ) -> LatentVocabulary:
     latents = [
         LatentAction(

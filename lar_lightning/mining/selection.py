@@ -1,9 +1,10 @@
 """Greedy selection by marginal saving, re-counted after each pick (algorithm 2.4).
 
-The corpus is kept as a current partition into units. A candidate's marginal saving is the number of units that fall
-away where it stands on unit edges, so that a longer segment is also credited where shorter picks already cover a part
-of it. Savings only shrink as picks accumulate where picks do not nest, so a heap of stale savings that re-counts its top
-finds the best candidate without re-counting all (lazy evaluation).
+The corpus is kept as a current partition into units. A candidate's marginal saving is the number
+of units that fall away where it stands on unit edges, so that a longer segment is also credited
+where shorter picks already cover a part of it. Savings only shrink as picks accumulate where picks
+do not nest, so a heap of stale savings that re-counts its top finds the best without re-counting
+all (lazy evaluation).
 
 Dimensions: N tokens of the corpus.
 """
@@ -40,7 +41,7 @@ class Partition:
         self._edges_before = np.arange(len(corpus) + 2)
 
     def usable(self, candidate: Candidate) -> Int[np.ndarray, " P"]:
-        """Return occurrences that stand on unit edges, save something and do not overlap (leftmost first)."""
+        """Return occurrences on unit edges that save something and do not overlap."""
         length = len(candidate.segment)
         positions = candidate.positions
         on_edges = self.is_edge[positions] & self.is_edge[positions + length]
@@ -80,8 +81,9 @@ def select(
 ) -> list[Pick]:
     """Pick up to `max_latents` candidates, each the best of what is left.
 
-    A candidate whose remaining usable occurrences come from fewer than `min_support` tasks is passed over, and so is one
-    that `is_admissible` refuses; it is only asked about candidates that would be picked.
+    A candidate whose remaining usable occurrences come from fewer than `min_support` tasks is
+    passed over, and so is one that `is_admissible` refuses; it is only asked about candidates that
+    would be picked.
     """
     partition = Partition(corpus)
     heap = [

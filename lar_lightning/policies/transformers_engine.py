@@ -1,10 +1,13 @@
-"""The Transformers engine: no installation beyond the library's own, exact entropies, and slower."""
+"""The Transformers engine.
+
+No installation beyond the library's own, exact entropies, and slower.
+"""
 
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,7 +51,11 @@ class TransformersPolicy:
         max_tokens = min(sampling.max_tokens, self.max_model_len - ids.shape[1])
         for _ in range(max_tokens):
             output = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float()
@@ -69,19 +76,25 @@ class TransformersPolicy:
                 request_id=request.request_id,
                 token_ids=written[row],
                 is_finished=is_done[row],
-                entropies=np.asarray(entropies[row], dtype=np.float32) if sampling.with_entropies else None,
+                entropies=np.asarray(entropies[row], dtype=np.float32)
+                if sampling.with_entropies
+                else None,
             )
             for row, request in enumerate(requests)
         ]
 
 
 def _draw(
-    logits: Float[Tensor, "B V"], generators: Sequence[torch.Generator], temperatures: Sequence[float]
+    logits: Float[Tensor, "B V"],
+    generators: Sequence[torch.Generator],
+    temperatures: Sequence[float],
 ) -> Int[Tensor, " B"]:
     tokens = logits.argmax(1)
     for row, (generator, temperature) in enumerate(zip(generators, temperatures, strict=True)):
         if temperature > 0:
-            tokens[row] = torch.multinomial((logits[row] / temperature).softmax(0).cpu(), 1, generator=generator)[0]
+            tokens[row] = torch.multinomial(
+                (logits[row] / temperature).softmax(0).cpu(), 1, generator=generator
+            )[0]
     return tokens
 
 
@@ -98,11 +111,13 @@ def _left_padded(
 
 
 @contextmanager
-def open_transformers(checkpoint: Path, *, num_concurrent: int, max_model_len: int) -> Iterator[TransformersPolicy]:
+def open_transformers(
+    checkpoint: Path, *, num_concurrent: int, max_model_len: int
+) -> Iterator[TransformersPolicy]:
     """Load a checkpoint with Transformers and free it afterwards."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
     model.eval()
     if torch.cuda.is_available():
         model.cuda()

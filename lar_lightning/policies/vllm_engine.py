@@ -27,7 +27,10 @@ class VllmPolicy:
         self.vocabulary_size = llm.llm_engine.model_config.get_vocab_size()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Yield completions as the engine finishes them; what is left is aborted when the caller stops early."""
+        """Yield completions as the engine finishes them.
+
+        What is left is aborted when the caller stops early.
+        """
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -41,7 +44,11 @@ class VllmPolicy:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            engine.add_request(request.request_id, TokensPrompt(prompt_token_ids=list(request.prompt_ids)), parameters)
+            engine.add_request(
+                request.request_id,
+                TokensPrompt(prompt_token_ids=list(request.prompt_ids)),
+                parameters,
+            )
         unfinished = {request.request_id for request in requests}
         try:
             while engine.has_unfinished_requests():
@@ -73,12 +80,15 @@ class VllmPolicy:
 
 
 def _largest(position: Any) -> np.ndarray:
-    # The sampled token is listed too, also where it is not among the largest; any listed token tightens the bound.
+    # The sampled token is listed too, also where it is not among the largest; any listed token
+    # tightens the bound.
     return np.asarray([entry.logprob for entry in position.values()], dtype=np.float64)
 
 
 @contextmanager
-def open_vllm(checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed: int) -> Iterator[VllmPolicy]:
+def open_vllm(
+    checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed: int
+) -> Iterator[VllmPolicy]:
     """Load a checkpoint into vLLM and free it afterwards."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -88,8 +98,9 @@ def open_vllm(checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed
     options: dict[str, Any] = {}
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        # In process: it loads in a third of the time. vLLM's CPU sampler cannot rewind a seeded generator, which it
-        # does where a prompt is prefilled in pieces; so prompts are prefilled whole.
+        # In process: it loads in a third of the time. vLLM's CPU sampler cannot rewind a seeded
+        # generator, which it does where a prompt is prefilled in pieces; so prompts are prefilled
+        # whole.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options = {"enforce_eager": True, "enable_chunked_prefill": False}
         options["max_num_batched_tokens"] = max(4096, max_model_len)
