@@ -82,6 +82,8 @@ class RunCLI(LightningCLI):
         if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
             print(f"{self.subcommand}: goes on from {last}", flush=True)
             config.ckpt_path = str(last)
+        if "weights_only" in config:
+            config.weights_only = True  # a checkpoint is data; nothing in it may run
 
     @override
     def instantiate_classes(self) -> None:

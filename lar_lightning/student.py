@@ -100,6 +100,13 @@ class Student(nn.Module):
         self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]
     ) -> Float[Tensor, "B S D"]:
         """Read units."""
+        if self.adapters is None:
+            return self._read(ids, mask)
+        # Adapters are kept in fp32; without autocast their activations would be, too.
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+            return self._read(ids, mask)
+
+    def _read(self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
         return self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     @torch.no_grad()
@@ -108,9 +115,7 @@ class Student(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Read base tokens as the frozen base model does."""
         with self._without_adapters():
-            return self.backbone(
-                input_ids=ids, attention_mask=mask, use_cache=False
-            ).last_hidden_state
+            return self._read(ids, mask)
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()

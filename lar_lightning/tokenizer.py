@@ -31,7 +31,9 @@ def render_chat(
         The token ids, and one span a message; what the template adds before, between and after the
         messages counts to the message that it introduces.
     """
-    text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+    )
     assert isinstance(text, str)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoding["input_ids"]  # type: ignore[assignment]

@@ -20,6 +20,8 @@ SMALL = [
     *ROLLOUT_OPTIONS,
     *MINING,
     "--data.init_args.batch_size=16",
+    "--model.trainable=rows",
+    "--trainer.check_val_every_n_epoch=1",
     "--trainer.enable_progress_bar=false",
 ]
 
