@@ -140,6 +140,15 @@ def _roll_out_missing(
     files: dict[Split, TrajectoryFile],
     settings: RolloutSettings,
 ) -> None:
+    prompts = {
+        episode.task.task_id: render_chat(tokenizer, episode.task.messages)
+        for _, episode in missing
+    }
+    check_lengths(
+        {task_id: len(ids) for task_id, (ids, _) in prompts.items()},
+        settings.max_tokens,
+        settings.max_model_len,
+    )
     opened = open_policy(
         checkpoint,
         settings.engine,
@@ -151,7 +160,7 @@ def _roll_out_missing(
         opened as policy,
         tqdm(total=len(missing), desc="rollouts", unit="episode", mininterval=1.0) as progress,
     ):
-        for split, trajectory in _trajectories(policy, tokenizer, missing, settings):
+        for split, trajectory in _trajectories(policy, prompts, missing, settings):
             files[split].append(trajectory)
             num_tokens += trajectory.horizon
             progress.set_postfix(tokens=num_tokens, refresh=False)
@@ -160,20 +169,11 @@ def _roll_out_missing(
 
 def _trajectories(
     policy: Policy,
-    tokenizer: "PreTrainedTokenizerFast",
+    prompts: dict[str, tuple[list[int], tuple[Span, ...]]],
     missing: Sequence[tuple[Split, Episode]],
     settings: RolloutSettings,
 ) -> Iterator[tuple[Split, Trajectory]]:
     sampling = Sampling(max_tokens=settings.max_tokens, with_entropies=True)
-    prompts = {
-        episode.task.task_id: render_chat(tokenizer, episode.task.messages)
-        for _, episode in missing
-    }
-    check_lengths(
-        {task_id: len(ids) for task_id, (ids, _) in prompts.items()},
-        settings.max_tokens,
-        settings.max_model_len,
-    )
     by_id: dict[str, tuple[Split, Episode]] = {
         episode.trajectory_id: (split, episode) for split, episode in missing
     }

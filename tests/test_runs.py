@@ -269,6 +269,19 @@ def test_evaluation_compares_both_methods_and_is_reused(
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert "evaluate (lar): 2 runs reused, 0 to make" in output
+    assert main(["report", f"--base_model={tiny_checkpoint}", f"--run_dir={trained}"]) == 0
+    assert (trained / "report.html").read_text().startswith("<!")
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_trainer_verbs_read_the_last_checkpoint(
+    verb: str, trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        main([verb, *fit_arguments(trained, tiny_checkpoint, "--model.learning_rate=0.02")[1:]])
+        == 0
+    )
+    assert f"{verb}: goes on from" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_base_model_is_refused(

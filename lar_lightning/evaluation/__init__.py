@@ -1,4 +1,1 @@
-"""Comparing methods on held-out tasks in the same engine.
-
-Scores, horizons, wall clock, agreement.
-"""
+"""Comparing methods on held-out tasks in the same engine."""

@@ -77,6 +77,9 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
         "num_runs": len(runs),
         "prompt_tokens": sum(episode.num_prompt_units for episode in first.episodes),
         "generated_units": generated,
+        "generated_units_by_run": [
+            sum(len(episode.units) for episode in run.episodes) for run in runs
+        ],
         "generated_units_against_vanilla": round(generated / reference - 1, 4),
         "expanded_tokens": _expanded(first),
         "units_per_expanded_token": round(generated / _expanded(first), 4),

@@ -108,6 +108,7 @@ def open_vllm(
 
     logging.getLogger("vllm").setLevel(logging.ERROR)
     num_threads = torch.get_num_threads()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     llm = LLM(
         str(checkpoint),
         dtype="bfloat16",
@@ -128,8 +129,8 @@ def open_vllm(
 
             destroy_model_parallel()
             destroy_distributed_environment()
-        if not torch.cuda.is_available():
-            os.sched_setaffinity(0, range(os.cpu_count() or 1))
-            torch.set_num_threads(num_threads)
-        else:
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        elif affinity:
+            os.sched_setaffinity(0, affinity)  # vLLM binds threads to cores
+            torch.set_num_threads(num_threads)
