@@ -65,6 +65,8 @@ class HorizonMetrics(L.Callback):
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = self.values()
+        if trainer.sanity_checking and trainer.global_step > 0:
+            return  # a resumed run has its start behind it
         if trainer.sanity_checking:
             # Lightning's check before training reads all held-out trajectories: the loss at
             # initialisation.

@@ -82,6 +82,7 @@ class RunCLI(LightningCLI):
         if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
             print(f"{self.subcommand}: goes on from {last}", flush=True)
             config.ckpt_path = str(last)
+            config.trainer.num_sanity_val_steps = 0  # passed when the run began
         if "weights_only" in config:
             config.weights_only = True  # a checkpoint is data; nothing in it may run
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,8 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
         split: TrajectoryFile(trajectory_path(run_dir, split), content) for split in wanted
     }
     missing: list[tuple[Split, Episode]] = []
-    split: Split
-    for split, episodes in wanted.items():
+    for split in SPLITS:
+        episodes = wanted[split]
         done = {trajectory.trajectory_id for trajectory in _finished(files[split])}
         todo = [episode for episode in episodes if episode.trajectory_id not in done]
         num_reused = len(episodes) - len(todo)

@@ -158,6 +158,8 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
     assert checkpoint_of(run_dir)["global_step"] == num_steps_before
     monkeypatch.setattr(module.LatentActionModule, "training_step", step)
     assert main(fit_arguments(run_dir, tiny_checkpoint, *options, *every_step)) == 0
+    assert metrics_of(run_dir, "val/loss_nats")[0] == metrics_of(trained, "val/loss_nats")[0]
+    assert len(metrics_of(run_dir, "val/loss_against_start")) > 0
     resumed, whole = checkpoint_of(run_dir), checkpoint_of(trained)
     assert resumed["global_step"] == whole["global_step"] == 10
     for name, value in whole["state_dict"].items():
@@ -174,6 +176,7 @@ def test_a_finished_run_is_not_trained_again(
     output = capsys.readouterr().out
     assert "goes on from" in output
     assert "latent vocabulary: reused" in output
+    assert metrics_of(trained, "val/loss_nats")[0] > metrics_of(trained, "val/loss_nats")[-1]
 
 
 def test_other_settings_for_a_trained_run_are_refused(
