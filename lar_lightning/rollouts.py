@@ -100,7 +100,7 @@ def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutS
         num_reused = len(episodes) - len(todo)
         reused = f"{num_reused} reused from {files[split].path}"
         print(f"rollouts ({split}): {reused}, {len(todo)} to make", flush=True)
-        missing += [(split, episode) for episode in todo]
+        missing.extend((split, episode) for episode in todo)
     if missing:
         _roll_out_missing(checkpoint, tokenizer, missing, files, settings)
 
