@@ -9,6 +9,7 @@ need from the same file and import only what they use, so that their `--help` is
 import sys
 from collections.abc import Callable
 
+from lar_lightning.artefacts import disk_error
 from lar_lightning.errors import SettingError
 
 TRAINER_VERBS = {
@@ -48,6 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
             )
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        way_out = "Free space or choose another `run_dir`; what was finished before is kept."
+        print(
+            f"error: `run_dir` must be a place with room, got: {reason}. {way_out}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(

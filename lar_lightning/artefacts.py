@@ -84,11 +84,21 @@ def explained_disk_errors(path: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a `SettingError` that names the place."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
             raise
         raise SettingError(
-            f"`run_dir` must be a place with room that can be written to, got {path} "
-            f"({error.strerror}). "
+            f"`run_dir` must be a place with room that can be written to, got {path} ({reason}). "
             "Free space or choose another `run_dir`; what was finished before is kept."
         ) from error
+
+
+def disk_error(error: BaseException) -> str | None:
+    """Return why a disk did not take what was written, or None for any other error."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in codes:
+        return os.strerror(error.errno)
+    # Writers in other languages (safetensors, torch) have errors of their own for it.
+    no_space = os.strerror(errno.ENOSPC)
+    return no_space if no_space.lower() in str(error).lower() else None

@@ -163,6 +163,7 @@ def distillation_loss(
         folding,
         split_weight,
         rows_per_chunk,
+        torch.is_grad_enabled(),  # inside the function it never is
     )  # type: ignore[misc]
     return loss, RowTerms(folded=folded, split=split, agrees=agrees)
 
@@ -181,8 +182,9 @@ class _ChunkedLoss(torch.autograd.Function):
         folding: Folding,
         split_weight: float,
         rows_per_chunk: int,
+        is_training: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_gradient = is_training and any(ctx.needs_input_grad[:2])
         hidden = student_hidden.detach().requires_grad_(needs_gradient)
         head = latent_head.detach().requires_grad_(needs_gradient)
         terms: list[RowTerms] = []
@@ -207,11 +209,12 @@ class _ChunkedLoss(torch.autograd.Function):
             torch.cat([getattr(chunk, name).detach() for chunk in terms])
             for name in ("folded", "split", "agrees")
         )
-        ctx.save_for_backward(hidden.grad, head.grad)
+        if needs_gradient:
+            ctx.save_for_backward(hidden.grad, head.grad)
         ctx.mark_non_differentiable(folded, split, agrees)
         return (folded + split_weight * split).mean(), folded, split, agrees
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_gradient, head_gradient = ctx.saved_tensors
-        return hidden_gradient * gradients[0], head_gradient * gradients[0], *(None,) * 6
+        return hidden_gradient * gradients[0], head_gradient * gradients[0], *(None,) * 7

@@ -121,7 +121,7 @@ def run_verb(name: str, arguments: list[str]) -> None:
         parser.set_defaults(_flat(verb_settings(verb, config_files)))
     options: Namespace = parser.parse_args(rest)
     options.pop("config", None)
-    verb(**dict(parser.instantiate_classes(options).items()))
+    verb(**dict(parser.instantiate(options).items()))
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:

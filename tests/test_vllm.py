@@ -43,6 +43,8 @@ def export(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def policy(export: Path) -> Any:
+    import lar_lightning.mining  # noqa: F401  numba, once loaded, used to break the engine's start
+
     with open_policy(export, "vllm", num_concurrent=8, max_model_len=512) as opened:
         yield opened
 

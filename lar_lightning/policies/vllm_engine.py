@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,21 @@ def _largest(position: Any) -> np.ndarray:
 
 
 @contextmanager
+def hidden_module(name: str) -> Iterator[None]:
+    """Take a module out of sight while vLLM 0.32 looks through all of them.
+
+    It reads `vars` of every object that it finds; llvmlite's library object (numba loads it, and
+    mining loads numba) answers that with something else, on which the engine's start fails.
+    """
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
+
+
+@contextmanager
 def open_vllm(
     checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed: int
 ) -> Iterator[VllmPolicy]:
@@ -109,15 +125,16 @@ def open_vllm(
     logging.getLogger("vllm").setLevel(logging.ERROR)
     num_threads = torch.get_num_threads()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    llm = LLM(
-        str(checkpoint),
-        dtype="bfloat16",
-        max_num_seqs=num_concurrent,
-        max_model_len=max_model_len,
-        seed=seed,
-        disable_log_stats=True,
-        **options,
-    )
+    with hidden_module("llvmlite.binding.ffi"):
+        llm = LLM(
+            str(checkpoint),
+            dtype="bfloat16",
+            max_num_seqs=num_concurrent,
+            max_model_len=max_model_len,
+            seed=seed,
+            disable_log_stats=True,
+            **options,
+        )
     try:
         yield VllmPolicy(llm)
     finally:
