@@ -47,11 +47,6 @@ class AlignedTrajectory:
     banned_tokens: Int[np.ndarray, " P"]
     """Base tokens that cannot follow there, given what was not abbreviated before."""
 
-    @property
-    def num_action_units(self) -> int:
-        """H_lat over the rows in the loss."""
-        return len(self.target_units)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:

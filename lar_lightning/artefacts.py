@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,6 @@ from lar_lightning.errors import SettingError
 Settings = Mapping[str, Any]
 """JSON-able settings that decide what an artefact contains; equal settings mean that it can be
 reused."""
-
-
-def fingerprint(settings: Settings) -> str:
-    """Return 16 hexadecimal digits that identify `settings`."""
-    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(stored: Settings, wanted: Settings) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from lar_lightning.alignment import AlignedTrajectory
+from lar_lightning.artefacts import differences
 from lar_lightning.batches import DistillationBatch, collate
+from lar_lightning.errors import SettingError
 
 BATCHES_PER_BUCKET = 8
 """Trajectories are sorted by length within this many batches: little padding, still near random
@@ -87,10 +89,27 @@ class TrajectoryLoader:
         return batches[self.rank :: self.num_ranks]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position."""
-        return {"epoch": self.epoch, "num_yielded": self.num_yielded}
+        """Return the position, and what the order that it is a position in depends on."""
+        return {"epoch": self.epoch, "num_yielded": self.num_yielded, "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position."""
+        """Go to a position.
+
+        Raises:
+            SettingError: if it is one in another order of batches.
+        """
+        changed = differences(state["order"], self._order())
+        if changed:
+            raise SettingError(
+                f"a run must go on with the batches that it began with, got others ({changed}). "
+                "Restore `data` as it was, or choose another `run_dir`."
+            )
         self.epoch, self.num_yielded = state["epoch"], state["num_yielded"]
         self._is_restored = True
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "num_trajectories": len(self.trajectories),
+        }

@@ -89,10 +89,9 @@ def ensure_vocabulary(
     vocabulary, report = mine(trajectories, tokenizer, settings)
     vocabulary.provenance = {**wanted, "report": asdict(report)}
     vocabulary.save(path)
-    print(
-        f"latent vocabulary: made {path} with {len(vocabulary)} latent actions ({report})",
-        flush=True,
-    )
+    rejected = f"{report.num_uncertain} uncertain, {report.num_unstable} unstable as text"
+    found = f"{len(vocabulary)} of {report.num_candidates} repeats became latent actions"
+    print(f"latent vocabulary: made {path}; {found} ({rejected})", flush=True)
     return vocabulary
 
 

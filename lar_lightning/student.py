@@ -73,9 +73,8 @@ class Student(nn.Module):
             config = LoraConfig(
                 r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", lora_dropout=0.0
             )
-            self.adapters = get_peft_model(
-                model, config
-            )  # changes `model` in place; its adapters are in fp32
+            # This changes `model` in place; the adapters are in fp32.
+            self.adapters = get_peft_model(model, config)
         model.set_input_embeddings(ExtendedEmbedding(embedding, self.rows, base_size))
         self.model = model
         self.model.eval()
@@ -93,8 +92,7 @@ class Student(nn.Module):
     def heads(self) -> Heads:
         """Output matrices of base tokens and latents."""
         head: Any = self.model.get_output_embeddings()
-        weight = head.weight
-        return Heads(base=weight[: self.base_size], latent=self.rows.output_rows)
+        return Heads(base=head.weight[: self.base_size], latent=self.rows.output_rows)
 
     def student_hidden(
         self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]

@@ -189,6 +189,15 @@ def test_other_settings_for_a_trained_run_are_refused(
     assert "choose another `run_dir`" in error.replace("Choose", "choose")
 
 
+def test_another_batch_size_for_a_run_that_goes_on_is_refused(
+    trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
+    other = "--data.init_args.batch_size=8"
+    assert main(fit_arguments(trained, tiny_checkpoint, *options, other)) == 2
+    assert "batch_size: 16 -> 8" in capsys.readouterr().err
+
+
 def test_lora_trains_adapters_too_and_merges_into_the_export(
     run_dir: Path, tiny_checkpoint: Path
 ) -> None:

@@ -16,7 +16,7 @@ def load_benchmark(name: str) -> Benchmark:
     """Make the benchmark called `name`.
 
     Raises:
-        ValueError: If no benchmark has that name.
+        SettingError: If no benchmark has that name.
     """
     if name not in BENCHMARKS:
         close = difflib.get_close_matches(name.lower(), BENCHMARKS)
