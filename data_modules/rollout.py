@@ -26,6 +26,7 @@ class RolloutDataModule(L.LightningDataModule):
         mining: MiningSettings = MiningSettings(),
         batch_size: int = 8,
         seed: int = 0,
+        is_grouped: bool = False,
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`.
 
@@ -37,6 +38,8 @@ class RolloutDataModule(L.LightningDataModule):
             mining: What may become a latent action.
             batch_size: Trajectories a step and process.
             seed: Of the order of training trajectories.
+            is_grouped: Samples of one task come in one batch, which reads their prompt once: faster
+                and leaner, with less variety in a step.
         """
         super().__init__()
         if batch_size < 1:
@@ -48,6 +51,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.mining = mining
         self.batch_size = batch_size
         self.seed = seed
+        self.is_grouped = is_grouped
         self.training: list[AlignedTrajectory] = []
         self.held_out: list[AlignedTrajectory] = []
 
@@ -94,6 +98,8 @@ class RolloutDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             is_shuffled=is_shuffled,
+            # Validation has no variety to lose.
+            is_grouped=self.is_grouped or not is_shuffled,
             rank=trainer.global_rank if trainer else 0,
             num_ranks=trainer.world_size if trainer else 1,
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lar_lightning.embeddings import ExtendedEmbedding, Initialization, LatentRows, initialize_rows
 from lar_lightning.errors import SettingError
 from lar_lightning.losses import Folding, Heads
+from lar_lightning.prefixes import read
 from lar_lightning.segments import LatentVocabulary
 
 if TYPE_CHECKING:
@@ -107,12 +108,17 @@ class Student(nn.Module):
         """Read units; in grounding with new rows alone."""
         if is_grounding:
             with self._without_adapters():
-                return _read(self.model, ids, mask)
+                return read(self.model, ids, mask, first_trained=self.base_size)
         # What is trained is in fp32; without autocast its activations would be, too.
         dtype = _head_of(self.teacher or self.model).weight.dtype
         is_mixed = dtype == torch.bfloat16 and (self.adapters or self.teacher) is not None
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=is_mixed):
-            return _read(self.model, ids, mask)
+        # Nothing but rows is trained where there is nothing beside them.
+        first_trained = self.base_size if self.adapters is self.teacher is None else None
+        with (
+            torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=is_mixed),
+            self._uncast_adapters(is_mixed),
+        ):
+            return read(self.model, ids, mask, first_trained=first_trained)
 
     @torch.no_grad()
     def teacher_hidden(
@@ -120,12 +126,23 @@ class Student(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Read base tokens as the frozen base model does."""
         if self.teacher is not None:
-            return _read(self.teacher, ids, mask)
+            return read(self.teacher, ids, mask)
         with self._without_adapters():
-            return _read(self.model, ids, mask)
+            return read(self.model, ids, mask)
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
+
+    def _uncast_adapters(self, is_mixed: bool) -> AbstractContextManager[Any]:
+        """Leave inputs of adapters in the precision of autocast.
+
+        They would be widened to that of the weights first, and narrowed again at once.
+        """
+        if self.adapters is None or not is_mixed:
+            return nullcontext()
+        from peft.helpers import disable_input_dtype_casting
+
+        return disable_input_dtype_casting(self.adapters)
 
     @property
     def other_parameters(self) -> list[nn.Parameter]:
@@ -174,13 +191,6 @@ def load_student(
         options["teacher"] = load(dtype)
         dtype = torch.float32
     return Student(load(dtype), vocabulary, trainable=trainable, **options)
-
-
-def _read(
-    model: "PreTrainedModel", ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]
-) -> Float[Tensor, "B S D"]:
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def _head_of(model: "PreTrainedModel") -> Any:

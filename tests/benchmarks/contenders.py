@@ -43,6 +43,10 @@ from lar_lightning.student import load_student
 from lar_lightning.trajectories import read_trajectories
 
 RANK = 16
+for suffix in ("", "_backward"):  # torch counts attention on accelerators only
+    attention = "_scaled_dot_product_flash_attention"
+    counted = getattr(torch.ops.aten, attention + suffix)
+    flop_registry[getattr(torch.ops.aten, f"{attention}_for_cpu{suffix}")] = flop_registry[counted]
 Pairs = Sequence[Sequence[AlignedTrajectory]]
 
 
@@ -111,11 +115,12 @@ def _memory(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def pairs_of(run_dir: Path, batch_size: int, num_batches: int) -> Pairs:
+def pairs_of(run_dir: Path, batch_size: int, num_batches: int, is_grouped: bool) -> Pairs:
     """Return the first batches of a run's first epoch."""
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     trajectories = read_trajectories(trajectory_path(run_dir, "train"))
-    loader = TrajectoryLoader([align(vocabulary, t) for t in trajectories], batch_size=batch_size)
+    aligned = [align(vocabulary, trajectory) for trajectory in trajectories]
+    loader = TrajectoryLoader(aligned, batch_size=batch_size, is_grouped=is_grouped)
     batches = loader.batches_of_epoch()[:num_batches]
     return [[loader.trajectories[index] for index in batch] for batch in batches]
 
@@ -316,11 +321,14 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("batch_size", type=int)
     parser.add_argument("num_batches", type=int)
+    parser.add_argument("is_grouped", type=int)
     options = parser.parse_args()
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.manual_seed(0)
-    pairs = pairs_of(options.run_dir, options.batch_size, options.num_batches)
+    pairs = pairs_of(
+        options.run_dir, options.batch_size, options.num_batches, bool(options.is_grouped)
+    )
     CONTENDERS[options.name](options.model, options.run_dir, pairs, Meter(reports, len(pairs)))
 
 
