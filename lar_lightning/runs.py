@@ -5,6 +5,7 @@ Each reuses what is on disk, makes what is missing, and says which in one line.
 run_dir/trajectories/{train,held_out}.jsonl   rollouts
 run_dir/latent_vocabulary.json                mining
 run_dir/checkpoints/last.ckpt                 training
+run_dir/teacher_states/                       the teacher's hidden states, on request
 run_dir/export/                               the served checkpoint
 run_dir/evaluation/, results.json, ...        evaluation and report
 """
@@ -40,6 +41,11 @@ def vocabulary_path(run_dir: Path) -> Path:
 def checkpoint_path(run_dir: Path) -> Path:
     """Return where a run keeps its last training checkpoint."""
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+def teacher_cache_path(run_dir: Path) -> Path:
+    """Return where a run keeps its teacher's hidden states."""
+    return run_dir / "teacher_states"
 
 
 def export_path(run_dir: Path) -> Path:

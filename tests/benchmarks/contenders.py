@@ -6,7 +6,8 @@ same rank on all linear layers in fp32 under bf16 autocast, and torch's AdamW. P
 expanded text on both sides, at once and on its own positions only; their loss is the forward KL
 over the base vocabulary at action tokens.
 
-- lar_rows, lar_lora: ours, on the latent text and its expansion.
+- lar_rows, lar_lora: ours, on the latent text and its expansion; lar_rows_cached, lar_lora_cached:
+  the teacher's hidden states come from disk, where the first round has left them.
 - plain: teacher and student loaded, logits of all positions, fp32 softmax.
 - trl_gkd: TRL's GKDTrainer without generation (`lmbda` 0), otherwise as it ships.
 - trl: TRL's DistillationTrainer, fed with the stored completions where it would generate;
@@ -40,6 +41,7 @@ from lar_lightning.rollouts import trajectory_path
 from lar_lightning.runs import vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.student import load_student
+from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.trajectories import read_trajectories
 
 RANK = 16
@@ -125,11 +127,21 @@ def pairs_of(run_dir: Path, batch_size: int, num_batches: int, is_grouped: bool)
     return [[loader.trajectories[index] for index in batch] for batch in batches]
 
 
-def lar(trainable: Any, model: Path, run_dir: Path, pairs: Pairs, meter: Meter) -> None:
+def lar(
+    trainable: Any,
+    model: Path,
+    run_dir: Path,
+    pairs: Pairs,
+    meter: Meter,
+    *,
+    is_cached: bool = False,
+) -> None:
     """Take our steps."""
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     module = LatentActionModule(str(model), run_dir, trainable=trainable, lora_rank=RANK)
     module.student = load_student(model, vocabulary, trainable=trainable, lora_rank=RANK)
+    if is_cached:
+        module.teacher_cache = TeacherCache(Path(tempfile.mkdtemp()), {})
     batches = cycle([collate(batch) for batch in pairs])
     _loop(module, lambda: module.compare(next(batches), module.distillation)[0], meter)
 
@@ -306,6 +318,8 @@ def _trl_parts(model: Path, meter: Meter) -> dict[str, Any]:
 CONTENDERS: dict[str, Callable[[Path, Path, Pairs, Meter], None]] = {
     "lar_rows": lambda *parts: lar("rows", *parts),
     "lar_lora": lambda *parts: lar("lora", *parts),
+    "lar_rows_cached": lambda *parts: lar("rows", *parts, is_cached=True),
+    "lar_lora_cached": lambda *parts: lar("lora", *parts, is_cached=True),
     "plain": plain,
     "trl_gkd": trl_gkd,
     "trl": trl,
