@@ -140,8 +140,9 @@ def lar(
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     module = LatentActionModule(str(model), run_dir, trainable=trainable, lora_rank=RANK)
     module.student = load_student(model, vocabulary, trainable=trainable, lora_rank=RANK)
+    folder = tempfile.TemporaryDirectory()
     if is_cached:
-        module.teacher_cache = TeacherCache(Path(tempfile.mkdtemp()), {})
+        module.teacher_cache = TeacherCache(Path(folder.name), {})
     batches = cycle([collate(batch) for batch in pairs])
     _loop(module, lambda: module.compare(next(batches), module.distillation)[0], meter)
 
