@@ -20,6 +20,7 @@ class RecordedDataModule(TrajectoryDataModule):
         mining: MiningSettings = MiningSettings(),
         batch_size: int = 8,
         seed: int = 0,
+        is_grouped: bool = False,
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`.
 
@@ -30,8 +31,9 @@ class RecordedDataModule(TrajectoryDataModule):
             mining: What may become a latent action.
             batch_size: Trajectories a step and process.
             seed: Of the order of training trajectories.
+            is_grouped: Trajectories of one prompt come in one batch, which reads it once.
         """
-        super().__init__(base_model, run_dir, recordings, mining, batch_size, seed)
+        super().__init__(base_model, run_dir, recordings, mining, batch_size, seed, is_grouped)
         self.recordings = recordings
 
     @override

@@ -26,6 +26,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         mining: MiningSettings,
         batch_size: int,
         seed: int,
+        is_grouped: bool,
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`."""
         super().__init__()
@@ -37,6 +38,7 @@ class TrajectoryDataModule(L.LightningDataModule):
         self.mining = mining
         self.batch_size = batch_size
         self.seed = seed
+        self.is_grouped = is_grouped
         self.training: list[AlignedTrajectory] = []
         self.held_out: list[AlignedTrajectory] = []
 
@@ -87,6 +89,8 @@ class TrajectoryDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             is_shuffled=is_shuffled,
+            # Validation has no variety to lose.
+            is_grouped=self.is_grouped or not is_shuffled,
             rank=trainer.global_rank if trainer else 0,
             num_ranks=trainer.world_size if trainer else 1,
         )

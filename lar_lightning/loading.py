@@ -30,6 +30,7 @@ class TrajectoryLoader:
         batch_size: int,
         seed: int = 0,
         is_shuffled: bool = True,
+        is_grouped: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -40,6 +41,7 @@ class TrajectoryLoader:
             batch_size: Trajectories a batch.
             seed: Of the order.
             is_shuffled: False keeps the order, bucketed by length.
+            is_grouped: Samples of one prompt come together: it is read once for them.
             rank: Which share of the batches is this process's.
             num_ranks: Number of processes; all get equally many batches.
         """
@@ -47,6 +49,7 @@ class TrajectoryLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.is_shuffled = is_shuffled
+        self.is_grouped = is_grouped
         self.rank = rank
         self.num_ranks = num_ranks
         self.epoch = 0
@@ -71,10 +74,14 @@ class TrajectoryLoader:
     def batches_of_epoch(self) -> list[list[int]]:
         """Return the trajectories of each of this process's batches, by index."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order = np.arange(len(self.trajectories))
+        groups = self._groups()
+        places = np.arange(len(groups))
         if self.is_shuffled:
-            random.shuffle(order)
-        lengths = np.asarray([len(item.student_ids) for item in self.trajectories])
+            random.shuffle(places)
+        order = np.asarray([index for place in places for index in groups[place]], dtype=np.int64)
+        lengths = np.zeros(len(order), dtype=np.int64)
+        for group in groups:  # sorted by the longest, a group stays together
+            lengths[group] = max(len(self.trajectories[index].student_ids) for index in group)
         bucket = self.batch_size * BATCHES_PER_BUCKET
         batches: list[list[int]] = []
         for start in range(0, len(order), bucket):
@@ -88,6 +95,13 @@ class TrajectoryLoader:
             random.shuffle(batches)
         batches += [batches[i % len(batches)] for i in range(-len(batches) % self.num_ranks)]
         return batches[self.rank :: self.num_ranks]
+
+    def _groups(self) -> list[list[int]]:
+        groups: dict[int | bytes, list[int]] = {}
+        for index, item in enumerate(self.trajectories):
+            prompt = item.teacher_ids[: item.teacher_rows[0] + 1].tobytes()
+            groups.setdefault(prompt if self.is_grouped else index, []).append(index)
+        return list(groups.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what the order that it is a position in depends on."""
@@ -108,9 +122,10 @@ class TrajectoryLoader:
         self.epoch, self.num_yielded = state["epoch"], state["num_yielded"]
         self._is_restored = True
 
-    def _order(self) -> dict[str, int]:
+    def _order(self) -> dict[str, Any]:
         return {
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "is_grouped": self.is_grouped,
             "num_trajectories": len(self.trajectories),
         }

@@ -21,11 +21,12 @@ from lar_lightning.errors import SettingError
 from lar_lightning.grounding import grounding_loss
 from lar_lightning.losses import RowTerms, distillation_loss
 from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
-from lar_lightning.runs import base_checkpoint, identity_of, vocabulary_path
+from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
 from lar_lightning.splits import expected_units
 from lar_lightning.student import Student, Trainable, load_student
+from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.tokenizer import check_tokenizer
 
 
@@ -52,6 +53,7 @@ class LatentActionModule(L.LightningModule):
         distillation: DistillationSettings = DistillationSettings(),
         on_policy: OnPolicySettings = OnPolicySettings(),
         rows_per_chunk: int = 64,
+        teacher_cache: bool = False,
     ) -> None:
         """Set up the module; the model is loaded in `configure_model`.
 
@@ -72,6 +74,8 @@ class LatentActionModule(L.LightningModule):
             distillation: What the student is trained towards.
             on_policy: The stage in which it learns from what it writes itself.
             rows_per_chunk: Rows projected to the vocabulary at a time.
+            teacher_cache: Keep the teacher's hidden states in `run_dir`, so that each trajectory is
+                read by it once.
         """
         super().__init__()
         for name, value in {
@@ -88,7 +92,14 @@ class LatentActionModule(L.LightningModule):
                 f"`model.warmup_share` must lie in 0..1 without 1, got {warmup_share}."
             )
         self.save_hyperparameters(
-            ignore=["base_model", "run_dir", "rows_per_chunk", "distillation", "on_policy"]
+            ignore=[
+                "base_model",
+                "run_dir",
+                "rows_per_chunk",
+                "teacher_cache",
+                "distillation",
+                "on_policy",
+            ]
         )
         # As plain values: a checkpoint is data.
         self.save_hyperparameters(
@@ -99,6 +110,8 @@ class LatentActionModule(L.LightningModule):
         self.base_model = base_model
         self.run_dir = Path(run_dir)
         self.rows_per_chunk = rows_per_chunk
+        self.is_teacher_cached = teacher_cache
+        self.teacher_cache: TeacherCache | None = None
         self.strict_loading = False  # checkpoints hold what trains, not the base model
         self.identity: dict[str, str] = {}
 
@@ -118,6 +131,8 @@ class LatentActionModule(L.LightningModule):
             initialization=self.hparams["initialization"],
         )
         self.on_policy_stage = OnPolicyStage(self.on_policy, vocabulary)
+        if self.is_teacher_cached:
+            self.teacher_cache = TeacherCache(teacher_cache_path(self.run_dir), self.identity)
 
     @override
     def training_step(self, batch: DistillationBatch, batch_idx: int) -> Tensor:
@@ -136,7 +151,7 @@ class LatentActionModule(L.LightningModule):
         return self.global_step < self.distillation.grounding_steps
 
     def _ground(self, batch: DistillationBatch) -> Tensor:
-        teacher, student = self._hidden(batch, is_grounding=True)
+        teacher, student = self._hidden(batch, cache=self.teacher_cache, is_grounding=True)
         error, nats, terms = grounding_loss(
             teacher[batch.teacher_rows],
             student[batch.student_rows],
@@ -225,7 +240,7 @@ class LatentActionModule(L.LightningModule):
 
         Default is the exact divergence, by which runs of all settings are validated.
         """
-        teacher, student = self._hidden(batch)
+        teacher, student = self._hidden(batch, cache=self.teacher_cache)
         heads, target = self.student.heads, None
         if settings.split != "nll":
             target = expected_units(
@@ -266,10 +281,21 @@ class LatentActionModule(L.LightningModule):
         )
 
     def _hidden(
-        self, batch: DistillationBatch, *, is_grounding: bool = False
+        self,
+        batch: DistillationBatch,
+        *,
+        cache: TeacherCache | None = None,
+        is_grounding: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return the hidden states of all of the teacher's and the student's positions."""
-        teacher = self.student.teacher_hidden(batch.teacher_ids, batch.teacher_mask)
+        """Return the hidden states of all of the teacher's and the student's positions.
+
+        From a cache, the teacher's where the loss reads them.
+        """
+        read = self.student.teacher_hidden
+        if cache is not None:
+            teacher = cache.hidden(batch, read)
+        else:
+            teacher = read(batch.teacher_ids, batch.teacher_mask)
         student = self.student.student_hidden(
             batch.student_ids, batch.student_mask, is_grounding=is_grounding
         )

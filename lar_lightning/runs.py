@@ -6,6 +6,7 @@ run_dir/trajectories/{train,held_out}.jsonl   rollouts or recordings
 run_dir/latent_vocabulary.json                mining
 run_dir/mining_report.{json,html}             about it
 run_dir/checkpoints/last.ckpt                 training
+run_dir/teacher_states/                       the teacher's hidden states, on request
 run_dir/export/                               the served checkpoint
 run_dir/evaluation/, results.json, ...        evaluation and report
 """
@@ -47,6 +48,11 @@ def vocabulary_path(run_dir: Path) -> Path:
 def checkpoint_path(run_dir: Path) -> Path:
     """Return where a run keeps its last training checkpoint."""
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+def teacher_cache_path(run_dir: Path) -> Path:
+    """Return where a run keeps its teacher's hidden states."""
+    return run_dir / "teacher_states"
 
 
 def export_path(run_dir: Path) -> Path:

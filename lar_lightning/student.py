@@ -6,7 +6,8 @@ weights are trained too does the teacher need a copy of its own.
 Dimensions: B trajectories, T or S positions, D hidden units.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lar_lightning.embeddings import ExtendedEmbedding, Initialization, LatentRows, initialize_rows
 from lar_lightning.errors import SettingError
 from lar_lightning.losses import Folding, Heads
+from lar_lightning.prefixes import read
 from lar_lightning.segments import LatentVocabulary
 
 if TYPE_CHECKING:
@@ -107,9 +109,11 @@ class Student(nn.Module):
         """Read units; in grounding with new rows alone."""
         if is_grounding:
             with self._without_adapters():
-                return _read(self.model, ids, mask)
-        with self._autocast(ids.device):
-            return _read(self.model, ids, mask)
+                return read(self.model, ids, mask, first_trained=self.base_size)
+        # Nothing but rows is trained where there is nothing beside them.
+        first_trained = self.base_size if self.adapters is self.teacher is None else None
+        with self._mixed_precision(ids.device):
+            return read(self.model, ids, mask, first_trained=first_trained)
 
     @torch.no_grad()
     def student_hidden_after(
@@ -125,7 +129,7 @@ class Student(nn.Module):
             The hidden states of the last position, and the keys and values of all.
         """
         backbone = getattr(self.model, self.model.base_model_prefix)
-        with self._autocast(ids.device):
+        with self._mixed_precision(ids.device):
             output = backbone(
                 input_ids=ids,
                 attention_mask=mask,
@@ -135,11 +139,20 @@ class Student(nn.Module):
             )
         return output.last_hidden_state[:, -1], output.past_key_values
 
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        # What is trained is in fp32; without autocast its activations would be, too.
+    @contextmanager
+    def _mixed_precision(self, device: torch.device) -> Iterator[None]:
+        """Compute in the frozen weights' precision: what is trained is in fp32."""
         dtype = _head_of(self.teacher or self.model).weight.dtype
         is_mixed = dtype == torch.bfloat16 and (self.adapters or self.teacher) is not None
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_mixed)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_mixed):
+            if self.adapters is None or not is_mixed:
+                yield
+                return
+            from peft.helpers import disable_input_dtype_casting
+
+            # An adapter's input would be widened to its weights first, and narrowed again at once.
+            with disable_input_dtype_casting(self.adapters):
+                yield
 
     @torch.no_grad()
     def teacher_hidden(
@@ -147,9 +160,9 @@ class Student(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Read base tokens as the frozen base model does."""
         if self.teacher is not None:
-            return _read(self.teacher, ids, mask)
+            return read(self.teacher, ids, mask)
         with self._without_adapters():
-            return _read(self.model, ids, mask)
+            return read(self.model, ids, mask)
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
@@ -201,13 +214,6 @@ def load_student(
         options["teacher"] = load(dtype)
         dtype = torch.float32
     return Student(load(dtype), vocabulary, trainable=trainable, **options)
-
-
-def _read(
-    model: "PreTrainedModel", ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"]
-) -> Float[Tensor, "B S D"]:
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 def _head_of(model: "PreTrainedModel") -> Any:

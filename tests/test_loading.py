@@ -83,6 +83,22 @@ def test_batches_hold_trajectories_of_like_length() -> None:
     assert max(max(map(len, batch)) - min(map(len, batch)) for batch in batches) <= 2
 
 
+def test_grouped_samples_of_a_prompt_come_together() -> None:
+    vocabulary = vocabulary_of("ab", "abc")
+    texts = [letter * length + "d" for letter in "abc" for length in (1, 2, 3, 4)]
+    order = np.random.default_rng(0).permutation(len(texts))
+    items = [align(vocabulary, trajectory_of(texts[index])) for index in order]
+    for item in items:  # a prompt of one token, made to differ by task
+        task = int(item.teacher_ids[1])
+        item.teacher_ids[0] = item.student_ids[0] = task
+    loader = TrajectoryLoader(items, batch_size=4, is_grouped=True)
+    epochs = [epoch_of(loader) for _ in range(4)]
+    for batches in epochs:
+        assert sorted(flat(batches)) == sorted(texts)
+        assert all(len({text[0] for text in batch}) == 1 for batch in batches)
+    assert len({str(batches) for batches in epochs}) > 1
+
+
 def test_trajectories_without_a_row_are_left_out() -> None:
     undecided = align(vocabulary_of("ab"), trajectory_of("a", is_finished=False))
     assert len(undecided.target_units) == 0

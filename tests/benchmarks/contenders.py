@@ -6,7 +6,8 @@ same rank on all linear layers in fp32 under bf16 autocast, and torch's AdamW. P
 expanded text on both sides, at once and on its own positions only; their loss is the forward KL
 over the base vocabulary at action tokens.
 
-- lar_rows, lar_lora: ours, on the latent text and its expansion.
+- lar_rows, lar_lora: ours, on the latent text and its expansion; lar_rows_cached, lar_lora_cached:
+  the teacher's hidden states come from disk, where the first round has left them.
 - plain: teacher and student loaded, logits of all positions, fp32 softmax.
 - trl_gkd: TRL's GKDTrainer without generation (`lmbda` 0), otherwise as it ships.
 - trl: TRL's DistillationTrainer, fed with the stored completions where it would generate;
@@ -40,9 +41,14 @@ from lar_lightning.rollouts import trajectory_path
 from lar_lightning.runs import vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.student import load_student
+from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.trajectories import read_trajectories
 
 RANK = 16
+for suffix in ("", "_backward"):  # torch counts attention on accelerators only
+    attention = "_scaled_dot_product_flash_attention"
+    counted = getattr(torch.ops.aten, attention + suffix)
+    flop_registry[getattr(torch.ops.aten, f"{attention}_for_cpu{suffix}")] = flop_registry[counted]
 Pairs = Sequence[Sequence[AlignedTrajectory]]
 
 
@@ -111,20 +117,32 @@ def _memory(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def pairs_of(run_dir: Path, batch_size: int, num_batches: int) -> Pairs:
+def pairs_of(run_dir: Path, batch_size: int, num_batches: int, is_grouped: bool) -> Pairs:
     """Return the first batches of a run's first epoch."""
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     trajectories = read_trajectories(trajectory_path(run_dir, "train"))
-    loader = TrajectoryLoader([align(vocabulary, t) for t in trajectories], batch_size=batch_size)
+    aligned = [align(vocabulary, trajectory) for trajectory in trajectories]
+    loader = TrajectoryLoader(aligned, batch_size=batch_size, is_grouped=is_grouped)
     batches = loader.batches_of_epoch()[:num_batches]
     return [[loader.trajectories[index] for index in batch] for batch in batches]
 
 
-def lar(trainable: Any, model: Path, run_dir: Path, pairs: Pairs, meter: Meter) -> None:
+def lar(
+    trainable: Any,
+    model: Path,
+    run_dir: Path,
+    pairs: Pairs,
+    meter: Meter,
+    *,
+    is_cached: bool = False,
+) -> None:
     """Take our steps."""
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     module = LatentActionModule(str(model), run_dir, trainable=trainable, lora_rank=RANK)
     module.student = load_student(model, vocabulary, trainable=trainable, lora_rank=RANK)
+    folder = tempfile.TemporaryDirectory()
+    if is_cached:
+        module.teacher_cache = TeacherCache(Path(folder.name), {})
     batches = cycle([collate(batch) for batch in pairs])
     _loop(module, lambda: module.compare(next(batches), module.distillation)[0], meter)
 
@@ -301,6 +319,8 @@ def _trl_parts(model: Path, meter: Meter) -> dict[str, Any]:
 CONTENDERS: dict[str, Callable[[Path, Path, Pairs, Meter], None]] = {
     "lar_rows": lambda *parts: lar("rows", *parts),
     "lar_lora": lambda *parts: lar("lora", *parts),
+    "lar_rows_cached": lambda *parts: lar("rows", *parts, is_cached=True),
+    "lar_lora_cached": lambda *parts: lar("lora", *parts, is_cached=True),
     "plain": plain,
     "trl_gkd": trl_gkd,
     "trl": trl,
@@ -316,11 +336,14 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("batch_size", type=int)
     parser.add_argument("num_batches", type=int)
+    parser.add_argument("is_grouped", type=int)
     options = parser.parse_args()
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.manual_seed(0)
-    pairs = pairs_of(options.run_dir, options.batch_size, options.num_batches)
+    pairs = pairs_of(
+        options.run_dir, options.batch_size, options.num_batches, bool(options.is_grouped)
+    )
     CONTENDERS[options.name](options.model, options.run_dir, pairs, Meter(reports, len(pairs)))
 
 

@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch_size", type=int, default=4, help="trajectories a step")
+    parser.add_argument(
+        "--ungrouped", action="store_true", help="samples of a task come in different batches"
+    )
     parser.add_argument("--num_batches", type=int, default=2, help="different batches")
     parser.add_argument("--num_rounds", type=int, default=3, help="steps on each batch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -58,7 +61,9 @@ def main() -> None:
     names = [name for name in options.only if not name.startswith("trl") or find_spec("trl")]
     if len(names) < len(options.only):
         print("TRL is not installed: it is left out (pip install trl).")
-    pairs = pairs_of(options.run_dir, options.batch_size, options.num_batches)
+    pairs = pairs_of(
+        options.run_dir, options.batch_size, options.num_batches, not options.ungrouped
+    )
     num_tokens = sum(len(item.teacher_ids) for batch in pairs for item in batch)
     print(f"{num_tokens:,} expanded tokens in {len(pairs)} batches of {options.batch_size}")
     reports, peaks = compete(names, options)
@@ -74,10 +79,11 @@ def compete(
     """Return each contender's reports by round and batch, and matrix speeds in FLOP/s."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     arguments = [base_checkpoint(options.base_model), options.run_dir, options.batch_size]
+    arguments += [options.num_batches, int(not options.ungrouped)]
     command = [sys.executable, "-m", "tests.benchmarks.contenders"]
     processes = {
         name: subprocess.Popen(
-            [*command, name, *map(str, arguments), str(options.num_batches)],
+            [*command, name, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
