@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from data_modules.trajectories import TrajectoryDataModule
 from lar_lightning.runs import ensure_recordings
-from lar_lightning.settings import MiningSettings, RecordingSettings
+from lar_lightning.settings import MiningSettings, RecordingSettings, TooLong
 
 
 class RecordedDataModule(TrajectoryDataModule):
@@ -21,6 +21,8 @@ class RecordedDataModule(TrajectoryDataModule):
         batch_size: int = 8,
         seed: int = 0,
         is_grouped: bool = False,
+        max_tokens: int | None = None,
+        too_long: TooLong = "skip",
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`.
 
@@ -32,8 +34,20 @@ class RecordedDataModule(TrajectoryDataModule):
             batch_size: Trajectories a step and process.
             seed: Of the order of training trajectories.
             is_grouped: Trajectories of one prompt come in one batch, which reads it once.
+            max_tokens: Longest trajectory in expanded tokens; None: what `base_model` reads.
+            too_long: Longer ones are left out, or cut behind the last action that fits.
         """
-        super().__init__(base_model, run_dir, recordings, mining, batch_size, seed, is_grouped)
+        super().__init__(
+            base_model,
+            run_dir,
+            recordings,
+            mining,
+            batch_size,
+            seed,
+            is_grouped,
+            max_tokens,
+            too_long,
+        )
         self.recordings = recordings
 
     @override

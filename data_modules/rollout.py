@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from data_modules.trajectories import TrajectoryDataModule
 from lar_lightning.runs import ensure_rollouts
-from lar_lightning.settings import MiningSettings, RolloutSettings
+from lar_lightning.settings import MiningSettings, RolloutSettings, TooLong
 
 
 class RolloutDataModule(TrajectoryDataModule):
@@ -22,6 +22,8 @@ class RolloutDataModule(TrajectoryDataModule):
         batch_size: int = 8,
         seed: int = 0,
         is_grouped: bool = False,
+        max_tokens: int | None = None,
+        too_long: TooLong = "skip",
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`.
 
@@ -35,8 +37,20 @@ class RolloutDataModule(TrajectoryDataModule):
             seed: Of the order of training trajectories.
             is_grouped: Samples of one task come in one batch, which reads their prompt once: faster
                 and leaner, with less variety in a step.
+            max_tokens: Longest trajectory in expanded tokens; None: what `base_model` reads.
+            too_long: Longer ones are left out, or cut behind the last action that fits.
         """
-        super().__init__(base_model, run_dir, rollouts, mining, batch_size, seed, is_grouped)
+        super().__init__(
+            base_model,
+            run_dir,
+            rollouts,
+            mining,
+            batch_size,
+            seed,
+            is_grouped,
+            max_tokens,
+            too_long,
+        )
         self.benchmark = benchmark
         self.rollouts = rollouts
 

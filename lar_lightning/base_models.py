@@ -123,6 +123,14 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def context_length(folder: Path) -> int | None:
+    """Return the most positions that a model reads, where its configuration names them."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return 16 hexadecimal digits of everything that decides how text becomes ids."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -21,7 +21,8 @@ class Movable:
 
     def to(self, device: torch.device) -> Self:
         """Move all tensors."""
-        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        moved = {name: v.to(device) if hasattr(v, "to") else v for name, v in values.items()}
         return type(self)(**moved)
 
 
@@ -73,6 +74,7 @@ class Decisions(Movable):
 class DistillationBatch(Movable):
     """A batch; padding is on the right, so that position ids need no shift."""
 
+    trajectory_ids: tuple[str, ...]
     teacher_ids: Int[Tensor, "B T"]
     teacher_mask: Int[Tensor, "B T"]
     student_ids: Int[Tensor, "B S"]
@@ -102,6 +104,7 @@ def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
 
     zeros = [0] * len(trajectories)
     return DistillationBatch(
+        trajectory_ids=tuple(item.trajectory_id for item in trajectories),
         teacher_ids=teacher_ids,
         teacher_mask=teacher_mask,
         student_ids=student_ids,

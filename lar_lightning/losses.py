@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lar_lightning.batches import RowTargets
+from lar_lightning.batches import DistillationBatch, RowTargets
 from lar_lightning.folding import Folding, RowTerms, row_terms
 from lar_lightning.offers import OfferTarget
 from lar_lightning.settings import DistillationSettings
@@ -206,3 +206,19 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _widened(tensor: Tensor) -> Tensor:
     """Return a tensor in fp32, or as it is where a check computes in fp64."""
     return tensor.to(_wide(tensor.dtype))
+
+
+def fault_of(loss: Tensor, terms: RowTerms, batch: DistillationBatch) -> str | None:
+    """Say which term of which trajectories is not finite, where the loss is not."""
+    if loss.isfinite():
+        return None
+    parts = []
+    for name in ("folded", "split"):
+        rows = (~getattr(terms, name).isfinite()).nonzero().flatten()
+        if len(rows):
+            owners = (batch.student_rows[rows] // batch.student_ids.shape[1]).unique().tolist()
+            names = ", ".join(batch.trajectory_ids[owner] for owner in owners)
+            parts.append(
+                f"the {name} term in {len(rows)} of {len(batch.targets)} rows, of {names}"
+            )
+    return "; ".join(parts) or f"the mean of finite rows, of {', '.join(batch.trajectory_ids)}"

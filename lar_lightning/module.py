@@ -19,7 +19,7 @@ from lar_lightning.batches import DistillationBatch
 from lar_lightning.embeddings import Initialization
 from lar_lightning.errors import SettingError
 from lar_lightning.grounding import grounding_loss
-from lar_lightning.losses import RowTerms, distillation_loss
+from lar_lightning.losses import RowTerms, distillation_loss, fault_of
 from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
 from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
@@ -142,7 +142,7 @@ class LatentActionModule(L.LightningModule):
         if sampled is not None:
             return self._learn_from_samples(*sampled)
         loss, terms = self.compare(batch, self.distillation)
-        self._check_finite(loss, terms)
+        self._check_finite(loss, terms, batch)
         self._log_terms("train", loss, terms, batch)
         return loss
 
@@ -160,7 +160,7 @@ class LatentActionModule(L.LightningModule):
             self.student.folding,
             rows_per_chunk=self.rows_per_chunk,
         )
-        self._check_finite(error + nats, terms)
+        self._check_finite(error + nats, terms, batch)
         self.log("train/grounding_error", error.detach(), batch_size=len(batch.targets))
         self._log_terms("train", nats, terms, batch)
         return error + nats
@@ -179,7 +179,7 @@ class LatentActionModule(L.LightningModule):
 
     def _learn_from_samples(self, batch: OnPolicyBatch, counts: SampleCounts) -> Tensor:
         loss, terms = self.compare_samples(batch)
-        self._check_finite(loss, terms)
+        self._check_finite(loss, terms, batch.pairs)
         values = {
             "loss_nats": loss.detach(),
             "folded_nats": terms.folded.mean(),
@@ -197,14 +197,19 @@ class LatentActionModule(L.LightningModule):
         if self._is_grounding:
             for parameter in self.student.other_parameters:
                 parameter.grad = None  # the optimizer passes over it: no step, no decay
-
-    def _check_finite(self, loss: Tensor, terms: RowTerms) -> None:
-        if not torch.isfinite(loss):
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        # Before the weights take them: the next checkpoint would hold what they leave.
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
             raise SettingError(
-                f"the loss must be finite, got {loss.item()} at step {self.global_step} (folded "
-                f"{terms.folded.mean().item():.3g}, split {terms.split.mean().item():.3g}). Lower "
-                "`model.learning_rate`; "
-                "the last checkpoint is kept."
+                f"gradients must be finite, got others at step {self.global_step}, from a loss "
+                "that was finite. Lower `model.learning_rate`; the last checkpoint is kept."
+            )
+
+    def _check_finite(self, loss: Tensor, terms: RowTerms, batch: DistillationBatch) -> None:
+        if fault := fault_of(loss, terms, batch):
+            raise SettingError(
+                f"the loss must be finite, got {loss.item()} at step {self.global_step}: {fault}. "
+                "Lower `model.learning_rate`; the last checkpoint is kept."
             )
 
     @override

@@ -12,6 +12,7 @@ from lar_lightning.errors import SettingError
 from lar_lightning.parameter_patterns import PARAMETER_PATTERNS
 
 EngineName = Literal["auto", "vllm", "transformers"]
+TooLong = Literal["truncate", "skip"]
 RecordingFormat = Literal["auto", "openai", "sharegpt", "swe_agent", "tau_bench"]
 
 
@@ -65,7 +66,7 @@ class RecordingSettings:
     """Decides which tasks are held out."""
     max_model_len: int = 8192
     """Longest episode, in tokens."""
-    too_long: Literal["truncate", "skip"] = "truncate"
+    too_long: TooLong = "truncate"
     """Longer episodes are cut behind the last action that fits, or left out."""
     entropy: Literal["exact", "none"] = "exact"
     """`exact`: one reading of every episode by the policy. `none`: none, and mining cannot tell

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,22 @@ class Trajectory:
     def horizon(self) -> int:
         """Effective horizon H_eff: the number of action tokens."""
         return sum(span.end - span.start for span in self.action_spans)
+
+
+def fitted(trajectory: Trajectory, max_tokens: int, *, is_cut: bool) -> Trajectory | None:
+    """Return what fits into `max_tokens`: all, or up to an action's end if `is_cut`, or None."""
+    if len(trajectory.token_ids) <= max_tokens:
+        return trajectory
+    ends = [span.end for span in trajectory.action_spans if span.end <= max_tokens]
+    if not is_cut or not ends:
+        return None
+    return replace(
+        trajectory,
+        token_ids=trajectory.token_ids[: ends[-1]],
+        entropies=trajectory.entropies[: ends[-1]],
+        spans=tuple(span for span in trajectory.spans if span.end <= ends[-1]),
+        is_finished=True,  # what the limit had cut is behind
+    )
 
 
 def to_record(trajectory: Trajectory) -> dict[str, Any]:

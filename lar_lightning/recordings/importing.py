@@ -9,7 +9,7 @@ Episodes are appended one by one, so that a killed import goes on where it stopp
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lar_lightning.recordings.reading import read_episodes, recorded_files
 from lar_lightning.recordings.rendering import Renderer
 from lar_lightning.rollouts import SPLITS, Split, trajectory_path
 from lar_lightning.settings import RecordingSettings
-from lar_lightning.trajectories import Trajectory, TrajectoryFile, read_trajectories
+from lar_lightning.trajectories import Trajectory, TrajectoryFile, fitted, read_trajectories
 
 
 def import_recordings(checkpoint: Path, run_dir: Path, settings: RecordingSettings) -> None:
@@ -126,7 +126,8 @@ def _rendered(
         if trajectory is None:
             counts["without actions that the chat template shows"] += 1
             continue
-        fitting = fitted(trajectory, settings)
+        is_cut = settings.too_long == "truncate"
+        fitting = fitted(trajectory, settings.max_model_len, is_cut=is_cut)
         if fitting is None:
             counts["too long"] += 1
             least = trajectory.action_spans[0 if settings.too_long == "truncate" else -1].end
@@ -144,21 +145,6 @@ def _rendered(
             f"among {len(episodes)}."
         )
     return found
-
-
-def fitted(trajectory: Trajectory, settings: RecordingSettings) -> Trajectory | None:
-    """Return what of a trajectory the model's context holds, cut behind an action, or None."""
-    if len(trajectory.token_ids) <= settings.max_model_len:
-        return trajectory
-    ends = [span.end for span in trajectory.action_spans if span.end <= settings.max_model_len]
-    if settings.too_long == "skip" or not ends:
-        return None
-    return replace(
-        trajectory,
-        token_ids=trajectory.token_ids[: ends[-1]],
-        entropies=trajectory.entropies[: ends[-1]],
-        spans=tuple(span for span in trajectory.spans if span.end <= ends[-1]),
-    )
 
 
 def _write(
