@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from data_modules.trajectories import TrajectoryDataModule
 from lar_lightning.runs import ensure_rollouts
-from lar_lightning.settings import MiningSettings, RolloutSettings, TooLong
+from lar_lightning.settings import LoadingSettings, MiningSettings, RolloutSettings
 
 
 class RolloutDataModule(TrajectoryDataModule):
@@ -19,11 +19,7 @@ class RolloutDataModule(TrajectoryDataModule):
         run_dir: Path,
         rollouts: RolloutSettings = RolloutSettings(),
         mining: MiningSettings = MiningSettings(),
-        batch_size: int = 8,
-        seed: int = 0,
-        is_grouped: bool = False,
-        max_tokens: int | None = None,
-        too_long: TooLong = "skip",
+        loading: LoadingSettings = LoadingSettings(),
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`.
 
@@ -33,24 +29,9 @@ class RolloutDataModule(TrajectoryDataModule):
             run_dir: Folder of the run.
             rollouts: What is rolled out.
             mining: What may become a latent action.
-            batch_size: Trajectories a step and process.
-            seed: Of the order of training trajectories.
-            is_grouped: Samples of one task come in one batch, which reads their prompt once: faster
-                and leaner, with less variety in a step.
-            max_tokens: Longest trajectory in expanded tokens; None: what `base_model` reads.
-            too_long: Longer ones are left out, or cut behind the last action that fits.
+            loading: How trajectories come to training.
         """
-        super().__init__(
-            base_model,
-            run_dir,
-            rollouts,
-            mining,
-            batch_size,
-            seed,
-            is_grouped,
-            max_tokens,
-            too_long,
-        )
+        super().__init__(base_model, run_dir, rollouts, mining, loading)
         self.benchmark = benchmark
         self.rollouts = rollouts
 

@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lar_lightning.alignment import AlignedTrajectory, align
+from lar_lightning.alignment import AlignedTrajectory, align, padded
 from lar_lightning.base_models import context_length
 from lar_lightning.errors import SettingError
 from lar_lightning.loading import TrajectoryLoader
@@ -15,7 +15,12 @@ from lar_lightning.mining.realizations import canonical_form
 from lar_lightning.rollouts import Split
 from lar_lightning.runs import base_checkpoint, ensure_vocabulary, read_run, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.settings import MiningSettings, RecordingSettings, RolloutSettings, TooLong
+from lar_lightning.settings import (
+    LoadingSettings,
+    MiningSettings,
+    RecordingSettings,
+    RolloutSettings,
+)
 from lar_lightning.trajectories import Trajectory, fitted
 
 
@@ -28,26 +33,15 @@ class TrajectoryDataModule(L.LightningDataModule):
         run_dir: Path,
         source: RolloutSettings | RecordingSettings,
         mining: MiningSettings,
-        batch_size: int,
-        seed: int,
-        is_grouped: bool,
-        max_tokens: int | None,
-        too_long: TooLong,
+        loading: LoadingSettings,
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`."""
         super().__init__()
-        for name, value in {"batch_size": batch_size, "max_tokens": max_tokens}.items():
-            if value is not None and value < 1:
-                raise SettingError(f"`data.{name}` must be at least 1, got {value}.")
         self.base_model = base_model
         self.run_dir = Path(run_dir)
         self.source = source
         self.mining = mining
-        self.batch_size = batch_size
-        self.seed = seed
-        self.is_grouped = is_grouped
-        self.max_tokens = max_tokens
-        self.too_long: TooLong = too_long
+        self.loading = loading
         self.training: list[AlignedTrajectory] = []
         self.held_out: list[AlignedTrajectory] = []
 
@@ -66,34 +60,35 @@ class TrajectoryDataModule(L.LightningDataModule):
             return
         vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
         self.training, self.held_out = (
-            [
-                align(vocabulary, canonical_form(trajectory, vocabulary.classes))
-                for trajectory in self._fitting(split)
-            ]
+            [self._aligned(vocabulary, trajectory) for trajectory in self._fitting(split)]
             for split in ("train", "held_out")
         )
+
+    def _aligned(self, vocabulary: LatentVocabulary, trajectory: Trajectory) -> AlignedTrajectory:
+        aligned = align(vocabulary, canonical_form(trajectory, vocabulary.classes))
+        return padded(aligned, vocabulary) if self.loading.is_padded else aligned
 
     def _fitting(self, split: Split) -> list[Trajectory]:
         """Return the trajectories of a split that the student can be trained on."""
         whole = read_run(self.run_dir, split, self.source)
-        limit = self.max_tokens or context_length(base_checkpoint(self.base_model))
+        limit = self.loading.max_tokens or context_length(base_checkpoint(self.base_model))
         if limit is None:
             return whole
-        is_cut = self.too_long == "truncate"
+        is_cut = self.loading.too_long == "truncate"
         kept = [fitted(trajectory, limit, is_cut=is_cut) for trajectory in whole]
         fitting = [trajectory for trajectory in kept if trajectory is not None]
         if not fitting:
             raise SettingError(
-                f"`data.max_tokens` must hold a trajectory, got {limit} where the shortest of "
+                f"`loading.max_tokens` must hold a trajectory, got {limit} where the shortest of "
                 f"{split} has {min(len(item.token_ids) for item in whole)} tokens. Raise it as far "
-                "as `base_model` reads, or set `data.too_long` to truncate."
+                "as `base_model` reads, or set `loading.too_long` to truncate."
             )
         num_cut = sum(new is not old for new, old in zip(kept, whole, strict=True) if new)
         if num_cut or len(fitting) < len(whole):
             rank_zero_warn(
                 f"{split}: of {len(whole)} trajectories, {len(whole) - len(fitting)} are left out "
                 f"and {num_cut} are cut behind an action: longer than {limit} tokens "
-                "(`data.max_tokens`, `data.too_long`)."
+                "(`loading.max_tokens`, `loading.too_long`)."
             )
         return fitting
 
@@ -119,11 +114,11 @@ class TrajectoryDataModule(L.LightningDataModule):
         trainer = self.trainer
         return TrajectoryLoader(
             trajectories,
-            batch_size=self.batch_size,
-            seed=self.seed,
+            batch_size=self.loading.batch_size,
+            seed=self.loading.seed,
             is_shuffled=is_shuffled,
             # Validation has no variety to lose.
-            is_grouped=self.is_grouped or not is_shuffled,
+            is_grouped=self.loading.is_grouped or not is_shuffled,
             rank=trainer.global_rank if trainer else 0,
             num_ranks=trainer.world_size if trainer else 1,
         )

@@ -24,7 +24,7 @@ tokens that would complete a latent there.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -221,6 +221,19 @@ def align(vocabulary: LatentVocabulary, trajectory: Trajectory) -> AlignedTrajec
         teacher_ids=teacher_ids,
         student_ids=np.asarray(student_ids, dtype=np.int64),
         **arrays,
+    )
+
+
+def padded(aligned: AlignedTrajectory, vocabulary: LatentVocabulary) -> AlignedTrajectory:
+    """Repeat each latent in what the student reads until it is as long as its segment (LAR-PT).
+
+    A row predicts from the last copy; all else stays.
+    """
+    lengths = np.asarray(vocabulary.lengths(aligned.student_ids.tolist()))
+    return replace(
+        aligned,
+        student_ids=np.repeat(aligned.student_ids, lengths),
+        student_rows=np.cumsum(lengths)[aligned.student_rows] - 1,
     )
 
 

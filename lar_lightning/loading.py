@@ -128,4 +128,5 @@ class TrajectoryLoader:
             "seed": self.seed,
             "is_grouped": self.is_grouped,
             "num_trajectories": len(self.trajectories),
+            "num_units": sum(len(item.student_ids) for item in self.trajectories),
         }

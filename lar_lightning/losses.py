@@ -218,7 +218,5 @@ def fault_of(loss: Tensor, terms: RowTerms, batch: DistillationBatch) -> str | N
         if len(rows):
             owners = (batch.student_rows[rows] // batch.student_ids.shape[1]).unique().tolist()
             names = ", ".join(batch.trajectory_ids[owner] for owner in owners)
-            parts.append(
-                f"the {name} term in {len(rows)} of {len(batch.targets)} rows, of {names}"
-            )
+            parts.append(f"the {name} term in {len(rows)} of {len(batch.targets)} rows, of {names}")
     return "; ".join(parts) or f"the mean of finite rows, of {', '.join(batch.trajectory_ids)}"

@@ -173,6 +173,32 @@ class MiningSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadingSettings:
+    """How trajectories come to training."""
+
+    batch_size: int = 8
+    """Trajectories a step and process."""
+    seed: int = 0
+    """Of the order of training trajectories."""
+    is_grouped: bool = False
+    """Samples of one task come in one batch, which reads their prompt once: faster and leaner, with
+    less variety in a step. Validation always does."""
+    max_tokens: int | None = None
+    """Longest trajectory in expanded tokens. None: what `base_model` reads."""
+    too_long: TooLong = "skip"
+    """Longer ones are left out, or cut behind the last action that fits."""
+    is_padded: bool = False
+    """Control (LAR-PT): a latent is read as often as it has base tokens, so that nothing gets
+    shorter but what is decided."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"`loading.{name}` must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillationSettings:
     """What the student is trained towards; validation always measures the exact divergence."""
 

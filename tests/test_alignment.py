@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_language import ids, trajectory_of, vocabulary_of
 
-from lar_lightning.alignment import align, decision_of, pending_at_edges
+from lar_lightning.alignment import align, decision_of, padded, pending_at_edges
 from lar_lightning.trajectories import Span
 
 SEGMENTS = st.lists(st.text("abc", min_size=2, max_size=5), min_size=1, max_size=6, unique=True)
@@ -46,6 +46,19 @@ def test_a_token_is_banned_exactly_where_it_would_change_the_code_already_writte
 def test_the_actual_token_is_never_banned(segments: list[str], text: str) -> None:
     aligned = align(vocabulary_of(*segments), trajectory_of(text + "d"))
     assert not (aligned.target_tokens[aligned.banned_rows] == aligned.banned_tokens).any()
+
+
+@given(segments=SEGMENTS, text=st.text("abc", max_size=30))
+def test_padded_rows_predict_from_the_position_of_their_teacher(
+    segments: list[str], text: str
+) -> None:
+    vocabulary = vocabulary_of(*segments)
+    aligned = align(vocabulary, trajectory_of(text + "d"))
+    long = padded(aligned, vocabulary)
+    assert len(long.student_ids) == len(long.teacher_ids)
+    assert long.student_rows.tolist() == aligned.teacher_rows.tolist()
+    kept = long.student_ids[long.student_rows].tolist()
+    assert kept == aligned.student_ids[aligned.student_rows].tolist()
 
 
 @pytest.mark.parametrize(

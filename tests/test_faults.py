@@ -89,10 +89,10 @@ def test_gradients_that_are_not_finite_do_not_reach_weights_or_checkpoint(
 def test_trajectories_longer_than_the_limit_are_left_out_or_cut_and_counted(
     run_dir: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ("--trainer.max_steps=1", "--data.init_args.max_tokens=60")
+    options = ("--trainer.max_steps=1", "--data.init_args.loading.max_tokens=60")
     with pytest.warns(UserWarning, match=r"train: of 160 trajectories, \d+ are left out and 0 are"):
         assert main(fit_arguments(run_dir, tiny_checkpoint, *options)) == 0
-    options = ("--trainer.max_steps=1", "--data.init_args.max_tokens=5")
+    options = ("--trainer.max_steps=1", "--data.init_args.loading.max_tokens=5")
     assert main(fit_arguments(run_dir, tiny_checkpoint, *options)) == 2
     said = capsys.readouterr().err
-    assert "`data.max_tokens` must hold a trajectory, got 5 where the shortest of train" in said
+    assert "`loading.max_tokens` must hold a trajectory, got 5 where the shortest of train" in said

@@ -18,7 +18,7 @@ CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 MINING = ["--data.init_args.mining.max_latents=12", "--data.init_args.mining.min_support=3"]
 COMMON = [
     *MINING,
-    "--data.init_args.batch_size=16",
+    "--data.init_args.loading.batch_size=16",
     "--model.trainable=rows",
     "--trainer.check_val_every_n_epoch=1",
     "--trainer.enable_progress_bar=false",
@@ -228,7 +228,7 @@ def test_another_batch_size_for_a_run_that_goes_on_is_refused(
     trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
-    other = "--data.init_args.batch_size=8"
+    other = "--data.init_args.loading.batch_size=8"
     assert main(fit_arguments(trained, tiny_checkpoint, *options, other)) == 2
     assert "batch_size: 16 -> 8" in capsys.readouterr().err
 

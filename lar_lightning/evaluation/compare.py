@@ -8,7 +8,11 @@ import numpy as np
 
 from lar_lightning.artefacts import write_json, write_text
 from lar_lightning.evaluation.runner import MethodRun, evaluate_method
-from lar_lightning.evaluation.statistics import bootstrap_interval, mean_agreement
+from lar_lightning.evaluation.statistics import (
+    bootstrap_interval,
+    identical_share,
+    mean_agreement,
+)
 from lar_lightning.export import export_run
 from lar_lightning.rollouts import split_benchmark
 from lar_lightning.runs import base_checkpoint, vocabulary_path
@@ -52,8 +56,8 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
 
     Counts are those of its first run, times are means over runs with their range.
 
-    Agreement is the shared prefix with vanilla texts; for vanilla itself, that of its different
-    runs: the floor.
+    Agreement is the shared prefix with vanilla texts, beside it the share of identical ones; for
+    vanilla itself, that of its different runs: the floor.
     """
     first = runs[0]
     seconds = [run.wall_clock_seconds for run in runs]
@@ -62,6 +66,7 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
     per_task = np.mean([[episode.is_success for episode in run.episodes] for run in runs], axis=0)
     pairs = [(a, b) for a in runs for b in vanilla if a is not b]
     agreements = [mean_agreement(_texts(a), _texts(b)) for a, b in pairs]
+    identical = [identical_share(_texts(a), _texts(b)) for a, b in pairs]
     num_places = sum(episode.num_places for episode in first.episodes)
     num_latents = sum(episode.num_latents for episode in first.episodes)
     generated = sum(len(episode.units) for episode in first.episodes)
@@ -82,6 +87,7 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
         ],
         "generated_units_against_vanilla": round(generated / reference - 1, 4),
         "expanded_tokens": _expanded(first),
+        "expanded_tokens_against_vanilla": round(_expanded(first) / _expanded(vanilla[0]) - 1, 4),
         "units_per_expanded_token": round(generated / _expanded(first), 4),
         "latents_emitted": num_latents,
         "adoption_rate": round(num_latents / num_places, 4) if num_places else 0.0,
@@ -93,6 +99,7 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
         "expanded_tokens_per_second": round(float(np.mean(speeds)), 2),
         "expanded_tokens_per_second_range": [round(min(speeds), 2), round(max(speeds), 2)],
         "agreement": round(float(np.mean(agreements)), 4) if agreements else 1.0,
+        "identical_texts": round(float(np.mean(identical)), 4) if identical else 1.0,
     }
 
 
@@ -117,6 +124,7 @@ COLUMNS = {
     "wall_clock_seconds": "seconds",
     "expanded_tokens_per_second": "expanded tokens/s",
     "agreement": "agreement with vanilla",
+    "identical_texts": "identical texts",
 }
 
 
@@ -128,8 +136,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
         f"\n{rows[0]['benchmark']}, {rows[0]['num_tasks']} held-out tasks, greedy, "
         f"{rows[0]['num_runs']} runs of each "
         "method in the same engine. Agreement: share of the text before it parts from the vanilla "
-        "text; in the vanilla "
-        "row, between vanilla's own runs (the floor).\n"
+        "text; beside it the share of tasks with the same text; in the vanilla row, between "
+        "vanilla's own runs (the floor).\n"
     )
     return "\n".join([*head, *lines]) + "\n" + notes
 

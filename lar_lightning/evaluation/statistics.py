@@ -32,3 +32,8 @@ def mean_agreement(texts: dict[str, str], others: dict[str, str]) -> float:
     return float(
         np.mean([shared_prefix_share(texts[task_id], others[task_id]) for task_id in texts])
     )
+
+
+def identical_share(texts: dict[str, str], others: dict[str, str]) -> float:
+    """Return the share of tasks with the very same text."""
+    return float(np.mean([texts[task_id] == others[task_id] for task_id in texts]))
