@@ -154,3 +154,10 @@ def merged_matrix(
     """
     spare = base[base_size + len(rows) :]
     return torch.cat([base[:base_size], rows.to(base.dtype), spare])
+
+
+def root_mean_square(matrix: Float[Tensor, "V D"]) -> float:
+    """Return the usual size of an entry."""
+    return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float32)) / (
+        matrix.numel() ** 0.5
+    )

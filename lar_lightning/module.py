@@ -44,7 +44,7 @@ class LatentActionModule(L.LightningModule):
         run_dir: Path,
         trainable: Trainable = "rows",
         initialization: Initialization = "constituents",
-        learning_rate: float = 1e-3,
+        learning_rate: float = 0.05,
         lora_learning_rate: float = 2e-4,
         base_learning_rate: float = 1e-5,
         weight_decay: float = 0.0,
@@ -63,7 +63,8 @@ class LatentActionModule(L.LightningModule):
             trainable: `rows` trains K input and K output rows; `lora` also adapters on all linear
                 layers; `full` also the base weights, beside a frozen copy of them.
             initialization: Start of the new rows; see `embeddings.initial_rows`.
-            learning_rate: Of the rows.
+            learning_rate: Of the rows, as a share of the usual size (root mean square) of an entry
+                of the base matrix beside them, which differs tenfold between models.
             lora_learning_rate: Of the adapters.
             base_learning_rate: Of the base weights.
             weight_decay: Of adapter and base matrices. Rows have none: they must stay in the norm
@@ -334,8 +335,9 @@ class LatentActionModule(L.LightningModule):
         ]
         others = self.student.other_parameters
         decay = self.hparams["weight_decay"]
+        share = self.hparams["learning_rate"]
         groups = [
-            {"params": list(self.student.rows.parameters()), "lr": self.hparams["learning_rate"]},
+            *({"params": [p], "lr": share * scale} for p, scale in self.student.scaled_rows()),
             {"params": [p for p in others if p.ndim > 1], "lr": rate, "weight_decay": decay},
             {"params": [p for p in others if p.ndim < 2], "lr": rate},
         ]

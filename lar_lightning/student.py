@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lar_lightning.embeddings import ExtendedEmbedding, Initialization, LatentRows, initialize_rows
+from lar_lightning.embeddings import (
+    ExtendedEmbedding,
+    Initialization,
+    LatentRows,
+    initialize_rows,
+    root_mean_square,
+)
 from lar_lightning.errors import SettingError
 from lar_lightning.losses import Folding, Heads
 from lar_lightning.prefixes import read
@@ -166,6 +172,17 @@ class Student(nn.Module):
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
+
+    def scaled_rows(self) -> tuple[tuple[nn.Parameter, float], ...]:
+        """Return both matrices of rows with the root mean square of the base matrix beside each."""
+        embedding: Any = self.model.get_input_embeddings()
+        return (
+            (self.rows.input_rows, root_mean_square(embedding.weight[: self.base_size])),
+            (
+                self.rows.output_rows,
+                root_mean_square(_head_of(self.model).weight[: self.base_size]),
+            ),
+        )
 
     @property
     def other_parameters(self) -> list[nn.Parameter]:

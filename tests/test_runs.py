@@ -53,7 +53,7 @@ def trained(
 ) -> Path:
     """A run after ten steps; copy before changing it."""
     folder = Path(shutil.copytree(rolled_out, tmp_path_factory.mktemp("trained") / "run"))
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
+    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
     assert main(fit_arguments(folder, tiny_checkpoint, *options)) == 0
     return folder
 
@@ -176,7 +176,7 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
 
     3 stops in the middle of the first, 8 near the end of it.
     """
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
+    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
     every_step = ("--checkpoint.every_n_train_steps=1", "--trainer.log_every_n_steps=1")
     import lar_lightning.module as module
 
@@ -205,7 +205,7 @@ def test_a_finished_run_is_not_trained_again(
     trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
+    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
     assert main(fit_arguments(trained, tiny_checkpoint, *options)) == 0
     assert (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     output = capsys.readouterr().out
@@ -220,14 +220,14 @@ def test_other_settings_for_a_trained_run_are_refused(
     options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=0.5")
     assert main(fit_arguments(trained, tiny_checkpoint, *options)) == 2
     error = capsys.readouterr().err
-    assert "learning_rate: 0.02 -> 0.5" in error
+    assert "learning_rate: 1.0 -> 0.5" in error
     assert "choose another `run_dir`" in error.replace("Choose", "choose")
 
 
 def test_another_batch_size_for_a_run_that_goes_on_is_refused(
     trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=0.02")
+    options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
     other = "--data.init_args.loading.batch_size=8"
     assert main(fit_arguments(trained, tiny_checkpoint, *options, other)) == 2
     assert "batch_size: 16 -> 8" in capsys.readouterr().err
@@ -431,8 +431,7 @@ def test_other_trainer_verbs_read_the_last_checkpoint(
     verb: str, trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert (
-        main([verb, *fit_arguments(trained, tiny_checkpoint, "--model.learning_rate=0.02")[1:]])
-        == 0
+        main([verb, *fit_arguments(trained, tiny_checkpoint, "--model.learning_rate=1.0")[1:]]) == 0
     )
     assert f"{verb}: goes on from" in capsys.readouterr().out
 
