@@ -21,6 +21,7 @@ from lar_lightning.errors import SettingError
 from lar_lightning.grounding import grounding_loss
 from lar_lightning.losses import RowTerms, distillation_loss, fault_of
 from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
+from lar_lightning.policies import chosen_engine
 from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
@@ -28,6 +29,7 @@ from lar_lightning.splits import expected_units
 from lar_lightning.student import Student, Trainable, load_student
 from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.tokenizer import check_tokenizer
+from lar_lightning.vllm_sampling import VllmSampler
 
 
 class LatentActionModule(L.LightningModule):
@@ -131,9 +133,27 @@ class LatentActionModule(L.LightningModule):
             lora_rank=self.hparams["lora_rank"],
             initialization=self.hparams["initialization"],
         )
-        self.on_policy_stage = OnPolicyStage(self.on_policy, vocabulary)
+        vllm = VllmSampler(self.run_dir) if self.on_policy.engine == "vllm" else None
+        self.on_policy_stage = OnPolicyStage(self.on_policy, vocabulary, vllm)
         if self.is_teacher_cached:
             self.teacher_cache = TeacherCache(teacher_cache_path(self.run_dir), self.identity)
+
+    @override
+    def on_fit_start(self) -> None:
+        if not self.on_policy.share or self.on_policy.engine != "vllm":
+            return
+        chosen_engine("vllm")  # refuses it where it is missing, before the first step
+        if self.trainer.world_size > 1:
+            raise SettingError(
+                "`on_policy.engine` must be auto or transformers where several processes train, "
+                f"got vllm in {self.trainer.world_size}: each would need an engine of its own in a "
+                "process group of its own. Or set `trainer.devices` and `trainer.num_nodes` to 1."
+            )
+
+    @override
+    def on_fit_end(self) -> None:
+        if hasattr(self, "on_policy_stage"):
+            self.on_policy_stage.close()
 
     @override
     def training_step(self, batch: DistillationBatch, batch_idx: int) -> Tensor:

@@ -49,6 +49,7 @@ from lar_lightning.sampling import Sample, sample_units
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import OnPolicySettings
 from lar_lightning.student import Student
+from lar_lightning.vllm_sampling import VllmSampler
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,10 +224,16 @@ def collate_samples(vocabulary: LatentVocabulary, samples: Sequence[PairedSample
 class OnPolicyStage:
     """Decides which steps sample, and samples."""
 
-    def __init__(self, settings: OnPolicySettings, vocabulary: LatentVocabulary) -> None:
-        """Set up the stage for one vocabulary."""
+    def __init__(
+        self,
+        settings: OnPolicySettings,
+        vocabulary: LatentVocabulary,
+        vllm: VllmSampler | None = None,
+    ) -> None:
+        """Set up the stage for one vocabulary; without `vllm` the student itself decodes."""
         self.settings = settings
         self.vocabulary = vocabulary
+        self.vllm = vllm
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Tell whether a step of `num_steps` learns from samples; alike in all processes."""
@@ -249,8 +256,7 @@ class OnPolicyStage:
             None where no prompt leaves room for an action.
         """
         random = np.random.default_rng([self.settings.seed, 1, *place])
-        config = student.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or np.inf
+        limit = student.max_length if self.vllm is None else self.vllm.max_length(student)
         room = self.settings.max_tokens + self.vocabulary.longest
         prompts = [
             prompt
@@ -259,11 +265,12 @@ class OnPolicyStage:
         ]
         if not prompts:
             return None
-        samples = sample_units(
+        sample = sample_units if self.vllm is None else self.vllm.sample
+        samples = sample(
             student,
             [prompt.student_ids.tolist() for prompt in prompts],
             torch.Generator().manual_seed(int(random.integers(2**62))),
-            stop_units=stop_units_of(student),
+            stop_units=student.stop_units,
             max_tokens=self.settings.max_tokens,
             temperature=self.settings.temperature,
         )
@@ -273,6 +280,11 @@ class OnPolicyStage:
         ]
         sampled = collate_samples(self.vocabulary, paired).to(batch.teacher_ids.device)
         return sampled, self._counts(samples)
+
+    def close(self) -> None:
+        """Free the engine, if there is one."""
+        if self.vllm is not None:
+            self.vllm.close()
 
     def _counts(self, samples: Sequence[Sample]) -> SampleCounts:
         texts = [self.vocabulary.expand(sample.units) for sample in samples]
@@ -286,10 +298,3 @@ class OnPolicyStage:
             num_excess_units=num_units - sum(len(self.vocabulary.encode(text)) for text in texts),
             truncated_share=1 - sum(sample.is_finished for sample in samples) / len(samples),
         )
-
-
-def stop_units_of(student: Student) -> set[int]:
-    """Return the tokens that end a turn, as the base model's generation settings name them."""
-    generation: Any = student.model.generation_config
-    stop = generation.eos_token_id
-    return set(stop if isinstance(stop, list) else [] if stop is None else [stop])

@@ -77,6 +77,15 @@ def sample_units(
     ]
 
 
+def cut_at_limit(
+    student: Student, units: Sequence[int], stop_units: Collection[int], max_tokens: int
+) -> Sample:
+    """Cut units behind the one whose expansion reaches `max_tokens` base tokens."""
+    lengths = student.unit_lengths.cpu()[(torch.tensor(units) - student.base_size).clamp_min(-1)]
+    kept = list(units[: int((lengths.cumsum(0) < max_tokens).sum()) + 1])
+    return Sample(units=kept, is_finished=kept[-1] in stop_units)
+
+
 def unit_logits(
     hidden: Float[Tensor, "B D"], base_head: Float[Tensor, "V D"], latent_head: Float[Tensor, "K D"]
 ) -> Float[Tensor, "B V+K"]:

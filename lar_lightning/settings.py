@@ -271,7 +271,8 @@ class OnPolicySettings:
     """Of which steps sample, and of what is sampled at each."""
     engine: EngineName = "auto"
     """What samples. `transformers` decodes with the very weights that are trained, and so does
-    `auto`; there is no `vllm` for this stage yet."""
+    `auto`. `vllm` keeps an engine open beside training, in its process, and gives it the weights
+    before it samples: for one process, with memory for a second copy of the model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -292,11 +293,10 @@ class OnPolicySettings:
                 raise SettingError(
                     f"`on_policy.{name}` must be at least {least}, got {getattr(self, name)}."
                 )
-        if self.engine == "vllm":
+        if self.engine == "vllm" and self.temperature > 2:
             raise SettingError(
-                "`on_policy.engine` must be auto or transformers, got vllm: what is sampled from "
-                "changes at every step, and no vLLM engine is given the new weights yet. Rollouts "
-                "and evaluation have an `engine` of their own, which can be vllm."
+                "`on_policy.temperature` must be at most 2 with `on_policy.engine: vllm`, got "
+                f"{self.temperature}. Or choose the engine transformers."
             )
 
 

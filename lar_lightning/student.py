@@ -190,6 +190,19 @@ class Student(nn.Module):
         rows = {id(parameter) for parameter in self.rows.parameters()}
         return [p for p in self.parameters() if p.requires_grad and id(p) not in rows]
 
+    @property
+    def stop_units(self) -> set[int]:
+        """Tokens that end a turn, as the base model's generation settings name them."""
+        generation: Any = self.model.generation_config
+        stop = generation.eos_token_id
+        return set(stop if isinstance(stop, list) else [] if stop is None else [stop])
+
+    @property
+    def max_length(self) -> float:
+        """Most units that the model reads; infinite where its configuration names no limit."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or float("inf")
+
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training changes: rows, and adapters where there are any."""
         return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -457,9 +458,38 @@ def test_share_and_start_decide_which_steps_sample() -> None:
         ("temperature", -1.0),
         ("max_tokens", 0),
         ("seed", -1),
-        ("engine", "vllm"),
     ],
 )
 def test_settings_outside_their_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(SettingError, match=rf"on_policy\.{name}"):
         OnPolicySettings(**{name: value})
+
+
+def test_vllm_engine_is_refused_where_several_processes_train(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lar_lightning.policies.find_spec", lambda name: object())
+    module = module_with_stage("llama-tied", VOCABULARY, engine="vllm")
+    module.__dict__["_trainer"] = SimpleNamespace(world_size=4)
+    with pytest.raises(SettingError, match=r"on_policy\.engine.*got vllm in 4"):
+        module.on_fit_start()
+    module.__dict__["_trainer"] = SimpleNamespace(world_size=1)
+    module.on_fit_start()
+
+
+def test_vllm_that_is_not_installed_is_missed_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lar_lightning.policies.find_spec", lambda name: None)
+    module = module_with_stage("llama-tied", VOCABULARY, engine="vllm")
+    module.__dict__["_trainer"] = SimpleNamespace(world_size=1)
+    with pytest.raises(SettingError, match="needs vLLM"):
+        module.on_fit_start()
+    module.on_policy = OnPolicySettings(share=0.0, engine="vllm")
+    module.on_fit_start()
+
+
+def test_temperature_that_vllm_refuses_is_refused_with_the_settings() -> None:
+    OnPolicySettings(temperature=2.5)
+    with pytest.raises(SettingError, match=r"on_policy\.temperature.*got 2\.5"):
+        OnPolicySettings(temperature=2.5, engine="vllm")

@@ -5,7 +5,7 @@ import torch
 from test_student import ARCHITECTURES, VOCABULARY, student_of, unit_logits_of
 from torch import Tensor
 
-from lar_lightning.sampling import Sample, sample_units
+from lar_lightning.sampling import Sample, cut_at_limit, sample_units
 from lar_lightning.student import Student
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -81,6 +81,18 @@ def test_limit_counts_expanded_tokens_and_only_the_last_unit_crosses_it() -> Non
             tokens = [lengths[unit - 4] if unit >= 4 else 1 for unit in sample.units]
             assert sum(tokens) >= limit > sum(tokens[:-1])
             assert not sample.is_finished
+
+
+def test_cut_of_a_longer_action_is_the_action_under_the_limit() -> None:
+    student = moved_student("llama-tied")
+    free = sample_units(student, PROMPTS, chance(), stop_units=[], max_tokens=20, temperature=0.0)
+    stop = free[0].units[3]
+    options = {"stop_units": [stop], "temperature": 0.0}
+    whole = sample_units(student, PROMPTS, chance(), max_tokens=20, **options)
+    for limit in range(1, 21):
+        limited = sample_units(student, PROMPTS, chance(), max_tokens=limit, **options)
+        for sample, longer in zip(limited, whole, strict=True):
+            assert cut_at_limit(student, longer.units, [stop], limit) == sample
 
 
 def test_draw_depends_on_the_generator_alone() -> None:

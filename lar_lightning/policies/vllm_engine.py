@@ -4,14 +4,17 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lar_lightning.policies.policy import Completion, Request, Sampling, entropy_upper_bound
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NUM_LOG_PROBABILITIES = 20
 """vLLM's own limit without a setting; more costs time a token."""
@@ -61,6 +64,14 @@ class VllmPolicy:
             if unfinished:
                 engine.abort_request(list(unfinished))
 
+    def load_weights(self, weights: "Iterable[tuple[str, Tensor]]") -> None:
+        """Put other weights in the place of those of the same names in the checkpoint.
+
+        Layers none of whose tensors are named keep theirs; a fused one (queries, keys and values;
+        gate and up) needs all of its parts. For an engine opened with `is_beside_training`.
+        """
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+
     def _completion(self, output: Any, sampling: Sampling) -> Completion:
         written = output.outputs[0]
         entropies = None
@@ -103,9 +114,23 @@ def hidden_module(name: str) -> Iterator[None]:
 
 @contextmanager
 def open_vllm(
-    checkpoint: Path, *, num_concurrent: int, max_model_len: int, seed: int
+    checkpoint: Path,
+    *,
+    num_concurrent: int,
+    max_model_len: int,
+    seed: int,
+    is_beside_training: bool = False,
 ) -> Iterator[VllmPolicy]:
-    """Load a checkpoint into vLLM and free it afterwards."""
+    """Load a checkpoint into vLLM and free it afterwards.
+
+    Args:
+        checkpoint: An ordinary Hugging Face folder.
+        num_concurrent: Episodes that decode together.
+        max_model_len: Longest prompt with its completion, in units.
+        seed: Of the engine; requests bring their own.
+        is_beside_training: A trainer shares the device and changes the weights: the engine runs in
+            this process, needs no tokenizer, and keeps nothing that older weights have computed.
+    """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -120,6 +145,11 @@ def open_vllm(
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options = {"enforce_eager": True, "enable_chunked_prefill": False}
         options["max_num_batched_tokens"] = max(4096, max_model_len)
+    if is_beside_training:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
+        if torch.cuda.is_available():
+            options["gpu_memory_utilization"] = 0.3  # of the card; the rest is the trainer's
     from vllm import LLM
 
     logging.getLogger("vllm").setLevel(logging.ERROR)
