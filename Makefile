@@ -23,10 +23,10 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench bench-mine bench-train lock clean-venv FORCE
+.PHONY: help install quickstart test lint bench bench-mine bench-train bench-ablations lock clean-venv FORCE
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv for this machine: vLLM where it runs, else the Transformers engine
 	@$(if $(NEW),,echo "reused .venv (made for $$(cat $(INSTALLED))); 'make clean-venv' removes it")
@@ -52,6 +52,9 @@ bench-mine: install ## mining against BPE and LZW, and its speed (BENCH_ARGS="--
 
 bench-train: install ## a training step against TRL and a plain loop (BENCH_ARGS="--threads 1" is passed on)
 	$(PY) -m tests.benchmarks.train $(BENCH_ARGS)
+
+bench-ablations: install ## ablations and seeds in one table (BENCH_ARGS="--variants full no_latents --seeds 0 1" is passed on)
+	$(PY) -m tests.benchmarks.ablations $(BENCH_ARGS)
 
 lock: ## bring .requirements/cpu.txt up to pyproject.toml (remove it first to take the newest of all)
 	$(CHECK_PYTHON)

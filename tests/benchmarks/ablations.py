@@ -57,16 +57,18 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--second_engine", choices=["vllm", "transformers"])
+    parser.add_argument("--no_texts", action="store_true", help="no greedy texts, only validation")
     options, overrides = parser.parse_known_args()
     found: dict[str, list[Figures]] = {}
     for seed in options.seeds:  # all variants of one seed first: a table that is cut short compares
         for variant in options.variants:
             run_dir = options.out / f"{variant}-{seed}"
             prepare(run_dir, options)
-            run(run_dir, variant, seed, options.config, overrides)
+            run(run_dir, variant, seed, options, overrides)
             found.setdefault(variant, []).append(figures_of(run_dir))
             print(table(found), flush=True)
-    floors = floors_of(options.out / f"{options.variants[0]}-{options.seeds[0]}", options)
+    first = options.out / f"{options.variants[0]}-{options.seeds[0]}"
+    floors = {} if options.no_texts else floors_of(first, options)
     print(json.dumps({"floor": floors, "variants": found}))
 
 
@@ -81,20 +83,28 @@ def prepare(run_dir: Path, options: argparse.Namespace) -> None:
             shutil.copy(file, target)
 
 
-def run(run_dir: Path, variant: str, seed: int, config: Path, overrides: Sequence[str]) -> None:
+def run(
+    run_dir: Path, variant: str, seed: int, options: argparse.Namespace, overrides: Sequence[str]
+) -> None:
     """Fit and evaluate, unless that was done."""
-    configs = [f"--config={config}"]
+    configs = [f"--config={options.config}"]
     if variant != "full":
         configs.append(f"--config=configs/ablations/{variant}.yaml")
     own = [f"--run_dir={run_dir}", f"--seed_everything={seed}"]
-    if not (run_dir / "results.json").exists():
-        fit = [f"--data.init_args.loading.seed={seed}", *overrides]
-        for verb, rest in (("fit", fit), ("evaluate", [])):
-            command = [sys.executable, "-m", "lar_lightning", verb, *configs, *own, *rest]
-            print(" ".join(command[1:]), flush=True)
-            with (run_dir / f"{verb}.log").open("w") as log:
-                subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
-        shutil.rmtree(run_dir / "export", ignore_errors=True)  # a copy of the base model for each
+    verbs = {"fit": [f"--data.init_args.loading.seed={seed}", *overrides], "evaluate": []}
+    if options.no_texts:
+        del verbs["evaluate"]
+    for verb, rest in verbs.items():
+        log = run_dir / f"{verb}.log"
+        if (run_dir / f"{verb}.done").exists():
+            continue
+        command = [sys.executable, "-m", "lar_lightning", verb, *configs, *own, *rest]
+        print(" ".join(command[1:]), flush=True)
+        with log.open("w") as file:
+            if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode:
+                raise SystemExit(f"{verb} of {variant} with seed {seed} failed: see {log}")
+        (run_dir / f"{verb}.done").touch()
+    shutil.rmtree(run_dir / "export", ignore_errors=True)  # a copy of the base model for each
 
 
 def figures_of(run_dir: Path) -> Figures:
@@ -102,11 +112,11 @@ def figures_of(run_dir: Path) -> Figures:
     files = sorted(run_dir.glob("logs/version_*/metrics.csv"))
     rows = [row for file in files for row in csv.DictReader(file.open())]
     last = {key: float(row[key]) for row in rows for key in BY_VALIDATION if row.get(key)}
-    results = json.loads((run_dir / "results.json").read_text())[1]
-    return {
-        **{name: last[key] for key, name in BY_VALIDATION.items()},
-        **{name: float(results[key]) for key, name in BY_EVALUATION.items()},
-    }
+    figures = {name: last[key] for key, name in BY_VALIDATION.items()}
+    if (file := run_dir / "results.json").exists():
+        results = json.loads(file.read_text())[1]
+        figures |= {name: float(results[key]) for key, name in BY_EVALUATION.items()}
+    return figures
 
 
 def table(found: dict[str, list[Figures]]) -> str:
@@ -118,7 +128,10 @@ def table(found: dict[str, list[Figures]]) -> str:
     for variant, runs in found.items():
         cells = []
         for name in COLUMNS.values():
-            values = [figures[name] for figures in runs]
+            values = [figures[name] for figures in runs if name in figures]
+            if not values:
+                cells.append("")
+                continue
             spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
             cells.append(f"{mean(values):.3f}{spread}")
         lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
