@@ -1,6 +1,7 @@
 """Tiny real things that several tests share: a tokenizer, a model, and trajectories of texts."""
 
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import numpy as np
 import pytest
+from tiny_run import make_tiny_run
+from whole_runs import TEN_STEPS, fit_arguments
 
+from lar_lightning.__main__ import main
 from lar_lightning.errors import SettingError
 from lar_lightning.trajectories import ACTION, Span, Trajectory
 
@@ -206,3 +210,24 @@ def chat_trajectory(
         temperature=temperature,
         is_finished=is_finished,
     )
+
+
+@pytest.fixture(scope="session")
+def rolled_out(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rollouts of the tiny model; copy before use."""
+    return make_tiny_run(tmp_path_factory.mktemp("run"), tiny_checkpoint)
+
+
+@pytest.fixture
+def run_dir(rolled_out: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(rolled_out, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    rolled_out: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run after ten steps; copy before changing it."""
+    folder = Path(shutil.copytree(rolled_out, tmp_path_factory.mktemp("trained") / "run"))
+    assert main(fit_arguments(folder, tiny_checkpoint, *TEN_STEPS)) == 0
+    return folder

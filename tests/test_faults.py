@@ -1,13 +1,11 @@
 """Numbers that are not finite: what is said of them, and what is left behind."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_runs import checkpoint_of, fit_arguments
-from tiny_run import make_tiny_run
 from torch import Tensor
+from whole_runs import checkpoint_of, fit_arguments
 
 from lar_lightning.__main__ import main
 from lar_lightning.batches import DistillationBatch
@@ -18,16 +16,6 @@ STEPS = (
     "--trainer.max_epochs=-1",
     "--checkpoint.every_n_train_steps=1",
 )
-
-
-@pytest.fixture(scope="module")
-def rolled_out(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_run(tmp_path_factory.mktemp("run"), tiny_checkpoint)
-
-
-@pytest.fixture
-def run_dir(rolled_out: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(rolled_out, tmp_path / "run"))
 
 
 def check_last_checkpoint(run_dir: Path, num_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""A whole run of a tiny model through the command line: fit, stop, resume, export, evaluate."""
+"""A whole run of a tiny model through the command line: fit, export, evaluate."""
 
 import json
 import shutil
@@ -8,94 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_run import ROLLOUT_OPTIONS, make_tiny_run, tiny_recording
+from tiny_run import ROLLOUT_OPTIONS, tiny_recording
+from whole_runs import COMMON, checkpoint_of, fit_arguments, metrics_of
 
 from lar_lightning.__main__ import main
 from lar_lightning.export import load_trained_student
 from lar_lightning.segments import LatentVocabulary
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
-MINING = ["--data.init_args.mining.max_latents=12", "--data.init_args.mining.min_support=3"]
-COMMON = [
-    *MINING,
-    "--data.init_args.loading.batch_size=16",
-    "--model.trainable=rows",
-    "--trainer.check_val_every_n_epoch=1",
-    "--trainer.enable_progress_bar=false",
-]
-SMALL = [*ROLLOUT_OPTIONS, *COMMON]
-
-
-def fit_arguments(run_dir: Path, checkpoint: Path, *options: str) -> list[str]:
-    own = [
-        "--config",
-        "configs/quickstart.yaml",
-        f"--base_model={checkpoint}",
-        f"--run_dir={run_dir}",
-    ]
-    return ["fit", *own, *SMALL, *options]
-
-
-@pytest.fixture(scope="module")
-def rolled_out(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rollouts of the tiny model; copy before use."""
-    return make_tiny_run(tmp_path_factory.mktemp("run"), tiny_checkpoint)
-
-
-@pytest.fixture
-def run_dir(rolled_out: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(rolled_out, tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def trained(
-    rolled_out: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run after ten steps; copy before changing it."""
-    folder = Path(shutil.copytree(rolled_out, tmp_path_factory.mktemp("trained") / "run"))
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
-    assert main(fit_arguments(folder, tiny_checkpoint, *options)) == 0
-    return folder
-
-
-ON_POLICY = (
-    "--trainer.max_steps=10",
-    "--trainer.max_epochs=-1",
-    "--trainer.log_every_n_steps=1",
-    "--checkpoint.every_n_train_steps=1",
-    "--model.trainable=lora",
-    "--model.on_policy.share=0.66",
-    "--model.on_policy.start_after=0.3",
-    "--model.on_policy.max_tokens=12",
-)
-
-
-@pytest.fixture(scope="module")
-def on_policy_run(
-    rolled_out: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Three steps off-policy, then seven of which some are on-policy."""
-    folder = Path(shutil.copytree(rolled_out, tmp_path_factory.mktemp("on_policy") / "run"))
-    assert main(fit_arguments(folder, tiny_checkpoint, *ON_POLICY)) == 0
-    return folder
-
-
-def checkpoint_of(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def metrics_of(run_dir: Path, name: str) -> list[float]:
-    import csv
-
-    rows: list[tuple[int, float]] = []
-    for file in sorted((run_dir / "logs").glob("version_*/metrics.csv")):
-        with file.open() as lines:
-            rows += [
-                (int(row["step"]), float(row[name]))
-                for row in csv.DictReader(lines)
-                if row.get(name)
-            ]
-    return [value for _, value in sorted(rows)]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -164,75 +84,6 @@ def test_new_rows_move_and_the_base_model_does_not(trained: Path, tiny_checkpoin
     assert all(torch.equal(trained_model[name], value) for name, value in base.named_parameters())
 
 
-@pytest.mark.parametrize("num_steps_before", [3, 8])
-def test_a_run_that_was_stopped_ends_with_the_losses_of_one_that_was_not(
-    num_steps_before: int,
-    run_dir: Path,
-    trained: Path,
-    tiny_checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Ten batches are more than an epoch here.
-
-    3 stops in the middle of the first, 8 near the end of it.
-    """
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
-    every_step = ("--checkpoint.every_n_train_steps=1", "--trainer.log_every_n_steps=1")
-    import lar_lightning.module as module
-
-    step = module.LatentActionModule.training_step
-
-    def interrupted(self: module.LatentActionModule, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == num_steps_before:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module.LatentActionModule, "training_step", interrupted)
-    with pytest.raises(SystemExit):  # Lightning ends the process on Ctrl-C
-        raise SystemExit(main(fit_arguments(run_dir, tiny_checkpoint, *options, *every_step)))
-    assert checkpoint_of(run_dir)["global_step"] == num_steps_before
-    monkeypatch.setattr(module.LatentActionModule, "training_step", step)
-    assert main(fit_arguments(run_dir, tiny_checkpoint, *options, *every_step)) == 0
-    assert metrics_of(run_dir, "val/loss_nats")[0] == metrics_of(trained, "val/loss_nats")[0]
-    assert len(metrics_of(run_dir, "val/loss_against_start")) > 0
-    resumed, whole = checkpoint_of(run_dir), checkpoint_of(trained)
-    assert resumed["global_step"] == whole["global_step"] == 10
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], value)
-
-
-def test_a_finished_run_is_not_trained_again(
-    trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
-    before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    options = ("--trainer.max_steps=10", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
-    assert main(fit_arguments(trained, tiny_checkpoint, *options)) == 0
-    assert (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
-    output = capsys.readouterr().out
-    assert "goes on from" in output
-    assert "latent vocabulary: reused" in output
-    assert metrics_of(trained, "val/loss_nats")[0] > metrics_of(trained, "val/loss_nats")[-1]
-
-
-def test_other_settings_for_a_trained_run_are_refused(
-    trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
-    options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=0.5")
-    assert main(fit_arguments(trained, tiny_checkpoint, *options)) == 2
-    error = capsys.readouterr().err
-    assert "learning_rate: 1.0 -> 0.5" in error
-    assert "choose another `run_dir`" in error.replace("Choose", "choose")
-
-
-def test_another_batch_size_for_a_run_that_goes_on_is_refused(
-    trained: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
-    options = ("--trainer.max_steps=20", "--trainer.max_epochs=-1", "--model.learning_rate=1.0")
-    other = "--data.init_args.loading.batch_size=8"
-    assert main(fit_arguments(trained, tiny_checkpoint, *options, other)) == 2
-    assert "batch_size: 16 -> 8" in capsys.readouterr().err
-
-
 def test_lora_trains_adapters_too_and_merges_into_the_export(
     run_dir: Path, tiny_checkpoint: Path
 ) -> None:
@@ -241,98 +92,6 @@ def test_lora_trains_adapters_too_and_merges_into_the_export(
     assert any("lora_A" in name for name in checkpoint_of(run_dir)["state_dict"])
     assert main(["export", f"--base_model={tiny_checkpoint}", f"--run_dir={run_dir}"]) == 0
     check_export(run_dir, tiny_checkpoint)
-
-
-@pytest.mark.parametrize("num_steps_before", [2, 4])
-def test_grounded_run_that_was_stopped_ends_like_one_that_was_not(
-    num_steps_before: int,
-    run_dir: Path,
-    tmp_path: Path,
-    tiny_checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Three steps of grounding, then distillation with adapters: stopped within either stage.
-
-    The epochs of the configuration stay in force: the estimate of steps must not lose the data
-    position.
-    """
-    options = (
-        "--trainer.max_steps=5",
-        "--model.trainable=lora",
-        "--model.distillation.grounding_steps=3",
-        "--checkpoint.every_n_train_steps=1",
-    )
-    other = Path(shutil.copytree(run_dir, tmp_path / "whole"))
-    assert main(fit_arguments(other, tiny_checkpoint, *options)) == 0
-    import lar_lightning.module as module
-
-    step = module.LatentActionModule.training_step
-
-    def interrupted(self: module.LatentActionModule, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == num_steps_before:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module.LatentActionModule, "training_step", interrupted)
-    with pytest.raises(SystemExit):
-        raise SystemExit(main(fit_arguments(run_dir, tiny_checkpoint, *options)))
-    stopped = checkpoint_of(run_dir)["state_dict"]
-    adapters = [value for name, value in stopped.items() if "lora_B" in name]
-    assert adapters
-    assert any(value.any() for value in adapters) == (num_steps_before > 3)
-    monkeypatch.setattr(module.LatentActionModule, "training_step", step)
-    assert main(fit_arguments(run_dir, tiny_checkpoint, *options)) == 0
-    resumed, whole = checkpoint_of(run_dir)["state_dict"], checkpoint_of(other)["state_dict"]
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-
-
-@pytest.mark.parametrize("num_steps_before", [2, 5, 9])
-def test_on_policy_run_that_was_stopped_ends_like_one_that_was_not(
-    num_steps_before: int,
-    run_dir: Path,
-    on_policy_run: Path,
-    tiny_checkpoint: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Stopped before the stage, in it, and in the second epoch."""
-    import lar_lightning.module as module
-
-    step = module.LatentActionModule.training_step
-
-    def interrupted(self: module.LatentActionModule, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == num_steps_before:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module.LatentActionModule, "training_step", interrupted)
-    with pytest.raises(SystemExit):
-        raise SystemExit(main(fit_arguments(run_dir, tiny_checkpoint, *ON_POLICY)))
-    assert checkpoint_of(run_dir)["global_step"] == num_steps_before
-    monkeypatch.setattr(module.LatentActionModule, "training_step", step)
-    assert main(fit_arguments(run_dir, tiny_checkpoint, *ON_POLICY)) == 0
-    resumed, whole = checkpoint_of(run_dir)["state_dict"], checkpoint_of(on_policy_run)
-    assert all(torch.equal(resumed[name], value) for name, value in whole["state_dict"].items())
-    for name in ("num_units", "num_tokens", "loss_nats"):
-        values = metrics_of(on_policy_run, f"train/on_policy_{name}")
-        assert values[-1:] == metrics_of(run_dir, f"train/on_policy_{name}")[-1:]
-
-
-def test_on_policy_steps_begin_where_they_should_and_are_logged(on_policy_run: Path) -> None:
-    sampled = metrics_of(on_policy_run, "train/on_policy")
-    assert sampled == [0, 0, 0, 0, 0, 1, 1, 1, 0, 1]  # by the seed, from the fourth on
-    assert not any(metrics_of(on_policy_run, "train/on_policy_skipped"))
-    units = metrics_of(on_policy_run, "train/on_policy_num_units")
-    tokens = metrics_of(on_policy_run, "train/on_policy_num_tokens")
-    assert len(units) == 5
-    assert all(0 < few <= many for few, many in zip(units, tokens, strict=True))
-
-
-def test_other_on_policy_settings_for_a_trained_run_are_refused(
-    on_policy_run: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
-) -> None:
-    other = (*ON_POLICY, "--trainer.max_steps=12", "--model.on_policy.share=0.5")
-    assert main(fit_arguments(on_policy_run, tiny_checkpoint, *other)) == 2
-    assert "on_policy.share: 0.66 -> 0.5" in capsys.readouterr().err
 
 
 def test_full_training_is_exported_in_the_precision_of_the_base_model(
