@@ -39,7 +39,11 @@ class TeacherCache:
                 file.unlink(missing_ok=True)
         write_json(manifest, dict(identity))
         for file in sorted(folder.glob("*.safetensors")):
-            self._files |= dict.fromkeys(_keys(file), file)
+            keys = _keys(file)
+            if keys is None:  # the trajectories in it are read by the teacher again
+                print(f"teacher cache: removed {file}, which is damaged", flush=True)
+                file.unlink(missing_ok=True)
+            self._files |= dict.fromkeys(keys or (), file)
         if self._files:
             print(f"teacher cache: reused {folder} ({len(self._files)} trajectories)", flush=True)
 
@@ -84,11 +88,14 @@ class TeacherCache:
         return states
 
 
-def _keys(file: Path) -> list[str]:
-    from safetensors import safe_open
+def _keys(file: Path) -> list[str] | None:
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except SafetensorError:
+        return None
 
 
 def _positions(batch: DistillationBatch) -> list[Int[Tensor, " N"]]:

@@ -103,3 +103,16 @@ def test_cache_of_another_teacher_or_vocabulary_is_made_anew(
     assert "teacher cache: made anew (base_model: 'one' -> 'two')" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="asked again"):
         other.hidden(batch_of(*TEXTS), refuse)
+
+
+@pytest.mark.parametrize("size", [0, 5, -7])
+def test_damaged_file_is_removed_and_its_trajectories_are_read_again(
+    size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student, batch = student_of("llama-tied", VOCABULARY), batch_of(*TEXTS)
+    whole = TeacherCache(tmp_path, IDENTITY).hidden(batch, student.teacher_hidden)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:size])
+    again = TeacherCache(tmp_path, IDENTITY)
+    assert f"teacher cache: removed {file}, which is damaged" in capsys.readouterr().out
+    assert torch.equal(again.hidden(batch, student.teacher_hidden), whole)
