@@ -112,6 +112,11 @@ def figures_of(run_dir: Path) -> Figures:
     files = sorted(run_dir.glob("logs/version_*/metrics.csv"))
     rows = [row for file in files for row in csv.DictReader(file.open())]
     last = {key: float(row[key]) for row in rows for key in BY_VALIDATION if row.get(key)}
+    if missing := BY_VALIDATION.keys() - last.keys():
+        raise SystemExit(
+            f"{run_dir} has no {', '.join(sorted(missing))}: fit must validate at its end. With "
+            "`--trainer.max_steps N` also set `--trainer.val_check_interval N`."
+        )
     figures = {name: last[key] for key, name in BY_VALIDATION.items()}
     if (file := run_dir / "results.json").exists():
         results = json.loads(file.read_text())[1]
