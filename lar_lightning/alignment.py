@@ -19,11 +19,11 @@ choice itself, and as unbiased (each trajectory term may be replaced by its expe
 stopping time). The probability of a whole segment, given its first token, may not stand in for
 this: known only where the latent was taken, it makes the student converge to its square.
 
-Dimensions: T base tokens, S units, R rows in the loss, P banned tokens of all rows, Q decisions, L
-tokens that would complete a latent there.
+Dimensions: T base tokens, S units, R rows in the loss, P banned tokens and N pending latents of all
+rows, Q decisions, L tokens that would complete a latent there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -56,6 +56,13 @@ class AlignedTrajectory:
     """Base tokens that cannot follow there, given what was not abbreviated before."""
     num_since_latent: Int[np.ndarray, " R"]
     """Units read since the last latent; -1 where there was none yet, 0 directly behind one."""
+    pending_rows: Int[np.ndarray, " N"]
+    """Index into the rows, ascending: one entry for each latent that is pending at a row."""
+    pending_starts: Int[np.ndarray, " N"]
+    """The row where it could have been taken."""
+    pending_units: Int[np.ndarray, " N"]
+    pending_tokens: Int[np.ndarray, " N"]
+    """The next base token of its rest."""
     decision_rows: Int[np.ndarray, " Q"]
     """Index into the rows, ascending: those whose choice of unit is soft."""
     decision_positions: Int[np.ndarray, " Q"]
@@ -84,6 +91,8 @@ class Pending:
     """Tokens that would complete an excluded latent at once."""
     deep: frozenset[int]
     """Tokens that would go on towards the completion of an excluded latent."""
+    latents: tuple[tuple[int, int, int], ...] = ()
+    """Each of them: the unit where it begins, its own index, and the next token of its rest."""
 
 
 NOTHING_PENDING = Pending(banned=frozenset(), deep=frozenset())
@@ -106,7 +115,7 @@ def pending_at_edges(
     """
     edges = np.concatenate([[0], np.cumsum(vocabulary.lengths(units))]).astype(int).tolist()
     unit_at = {edge: index for index, edge in enumerate(edges)}
-    nodes_at: list[list[TrieNode]] = [[] for _ in edges]
+    nodes_at: list[list[tuple[int, TrieNode]]] = [[] for _ in edges]
     first_undecided = None
     for index in range(len(units)):
         node, position = vocabulary.trie, edges[index]
@@ -116,7 +125,7 @@ def pending_at_edges(
                 break  # not in leftmost-longest code
             if position >= edges[index + 1] and node.children:
                 if position in unit_at:
-                    nodes_at[unit_at[position]].append(node)
+                    nodes_at[unit_at[position]].append((index, node))
                 if position == len(tokens) and first_undecided is None:
                     first_undecided = index
     return [
@@ -124,11 +133,29 @@ def pending_at_edges(
     ], first_undecided
 
 
-def _pending(nodes: Sequence[TrieNode]) -> Pending:
-    following = [(token, child) for node in nodes for token, child in node.children.items()]
-    banned = frozenset(token for token, child in following if child.latent is not None)
-    # A rest that begins with a banned token is excluded already.
-    return Pending(banned=banned, deep=frozenset(token for token, _ in following) - banned)
+def _pending(nodes: Sequence[tuple[int, TrieNode]]) -> Pending:
+    following = [
+        (start, token, child) for start, node in nodes for token, child in node.children.items()
+    ]
+    banned = frozenset(token for _, token, child in following if child.latent is not None)
+    return Pending(
+        banned=banned,
+        # A rest that begins with a banned token is excluded already.
+        deep=frozenset(token for _, token, _ in following) - banned,
+        latents=tuple(
+            (start, latent, token)
+            for start, token, child in following
+            for latent in latents_below(child)
+        ),
+    )
+
+
+def latents_below(node: TrieNode) -> Iterator[int]:
+    """Yield the latents whose segments begin with what a node stands for."""
+    if node.latent is not None:
+        yield node.latent
+    for child in node.children.values():
+        yield from latents_below(child)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +289,10 @@ def _pair_span(
     num_decided = first_undecided if is_open and first_undecided is not None else len(units)
     edges = np.cumsum([0, *vocabulary.lengths(units)]).tolist()
     latents = np.flatnonzero(np.asarray([*read, *units]) >= vocabulary.base_size)
-    for index in range(0 if start else 1, num_decided):  # nothing predicts the very first token
-        row, pending = len(columns["target_units"]), pendings[index]
+    first = 0 if start else 1  # nothing predicts the very first token
+    first_row = len(columns["target_units"]) - first
+    for index in range(first, num_decided):
+        row, pending = first_row + index, pendings[index]
         last_latent = int(np.searchsorted(latents, len(read) + index)) - 1
         since = len(read) + index - 1 - int(latents[last_latent]) if last_latent >= 0 else -1
         columns["teacher_rows"].append(start + edges[index] - 1)
@@ -274,6 +303,12 @@ def _pair_span(
         columns["num_since_latent"].append(since)
         columns["banned_tokens"] += sorted(pending.banned)
         columns["banned_rows"] += [row] * len(pending.banned)
+        for begins, latent, token in pending.latents:
+            if begins >= first:
+                columns["pending_rows"].append(row)
+                columns["pending_starts"].append(first_row + begins)
+                columns["pending_units"].append(vocabulary.base_size + latent)
+                columns["pending_tokens"].append(token)
         if (decision := decision_of(vocabulary, tokens, edges, index)) is not None:
             columns["completing_decisions"] += [len(columns["decision_rows"])] * len(
                 decision.completed

@@ -1,7 +1,7 @@
 """Batches of aligned trajectories: padded ids for the two models, flat rows for the loss.
 
 Dimensions: B trajectories, T teacher positions, S student positions, R rows in the loss, P banned
-tokens, Q decisions, L tokens that would complete a latent there.
+tokens, N pending latents, Q decisions, L tokens that would complete a latent there.
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,19 @@ class RowTargets(Movable):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Pendings(Movable):
+    """Latents that could have been taken at an earlier row and still agree; see `alignment`."""
+
+    rows: Int[Tensor, " N"]
+    """Index into the rows of the loss, ascending."""
+    starts: Int[Tensor, " N"]
+    """The row where each could have been taken."""
+    units: Int[Tensor, " N"]
+    tokens: Int[Tensor, " N"]
+    """The next base token of its rest."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Decisions(Movable):
     """Where the teacher's next token decides the choice of units; see `alignment`."""
 
@@ -84,6 +97,7 @@ class DistillationBatch(Movable):
     student_rows: Int[Tensor, " R"]
     """Index into the flattened (B S) positions."""
     targets: RowTargets
+    pendings: Pendings
     decisions: Decisions
 
 
@@ -118,6 +132,12 @@ def collate(trajectories: Sequence[AlignedTrajectory]) -> DistillationBatch:
             banned_rows=joined("banned_rows", row_starts),
             banned_tokens=joined("banned_tokens", zeros),
             num_since_latent=joined("num_since_latent", zeros),
+        ),
+        pendings=Pendings(
+            rows=joined("pending_rows", row_starts),
+            starts=joined("pending_starts", row_starts),
+            units=joined("pending_units", zeros),
+            tokens=joined("pending_tokens", zeros),
         ),
         decisions=Decisions(
             rows=joined("decision_rows", row_starts),

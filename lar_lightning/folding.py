@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lar_lightning.batches import RowTargets
 from lar_lightning.divergences import Banned, binary_divergence, divergence
 from lar_lightning.offers import OfferTarget, offered_divergence
+from lar_lightning.residues import Residues
 from lar_lightning.settings import DistillationSettings
 from lar_lightning.splits import SplitTarget, taken_units, unit_logits
 
@@ -89,6 +90,7 @@ def row_terms(
     folding: Folding,
     settings: DistillationSettings = DistillationSettings(),
     split_target: SplitTarget | OfferTarget | None = None,
+    residues: Residues | None = None,
 ) -> RowTerms:
     """Compute the terms of paired rows.
 
@@ -101,10 +103,16 @@ def row_terms(
         settings: Forms of the terms.
         split_target: What the split term asks for; default: the units taken. Offers where the
             student wrote the text.
+        residues: What pending latents have taken; default: all that encoding would give them.
     """
     folded_first = folding(base_logits, latent_logits)
     folded_logits = base_logits.index_copy(1, folding.first_tokens, folded_first)
+    nothing = Banned(rows=targets.banned_rows[:0], tokens=targets.banned_tokens[:0])
     banned = Banned(rows=targets.banned_rows, tokens=targets.banned_tokens)
+    is_sampled = targets.is_sampled
+    if residues is not None:
+        teacher_logits, banned = residues.left_of(teacher_logits), nothing
+        is_sampled = torch.zeros_like(is_sampled)
     # Folding keeps the total, so this is the student's over all units.
     log_partition = folded_logits.logsumexp(1)
     at_token = folded_logits.gather(1, targets.tokens[:, None])[:, 0]
@@ -135,12 +143,11 @@ def row_terms(
             settings,
         )
     elif settings.objective == "truncated_kl":
-        nothing = Banned(rows=targets.banned_rows[:0], tokens=targets.banned_tokens[:0])
         folded = divergence(teacher_logits, base_logits, nothing, settings)
         split = log_partition - at_unit
     else:
         soft = divergence(teacher_logits, folded_logits, banned, settings, log_partition)
-        folded = torch.where(targets.is_sampled, sampled, soft)
+        folded = torch.where(is_sampled, sampled, soft)
         split = _split(
             at_token, at_unit, base_logits, latent_logits, targets, settings, split_target
         )

@@ -32,6 +32,7 @@ from torch.nn import functional
 from lar_lightning.batches import DistillationBatch, RowTargets
 from lar_lightning.folding import Folding, RowTerms, row_terms
 from lar_lightning.offers import OfferTarget
+from lar_lightning.residues import Residues
 from lar_lightning.settings import DistillationSettings
 from lar_lightning.splits import SplitTarget
 
@@ -55,6 +56,7 @@ def distillation_loss(
     *,
     settings: DistillationSettings = DistillationSettings(),
     split_target: SplitTarget | OfferTarget | None = None,
+    residues: Residues | None = None,
     rows_per_chunk: int = 64,
 ) -> tuple[Float[Tensor, ""], RowTerms]:
     """Return the weighted mean over rows of `folded + split_weight * split`, and detached terms.
@@ -74,6 +76,7 @@ def distillation_loss(
         folding,
         settings,
         split_target,
+        residues,
         rows_per_chunk,
         torch.is_grad_enabled(),  # inside the function it never is
     )  # type: ignore[misc]
@@ -102,6 +105,7 @@ class _ChunkedLoss(torch.autograd.Function):
         folding: Folding,
         settings: DistillationSettings,
         split_target: SplitTarget | OfferTarget | None,
+        residues: Residues | None,
         rows_per_chunk: int,
         is_training: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,6 +138,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     folding,
                     settings,
                     split_target and split_target.chunk(rows.start, rows.stop),
+                    residues and residues.chunk(rows.start, rows.stop),
                 )
                 nats = chunk.folded + settings.split_weight * chunk.split
                 share = (nats * weights[rows]).sum() / total_weight
@@ -155,7 +160,7 @@ class _ChunkedLoss(torch.autograd.Function):
             None if saved is None else (saved * gradients[0]).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *scaled, *(None,) * 8
+        return *scaled, *(None,) * 9
 
 
 def _projected(

@@ -22,6 +22,7 @@ from lar_lightning.grounding import grounding_loss
 from lar_lightning.losses import RowTerms, distillation_loss, fault_of
 from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
 from lar_lightning.policies import chosen_engine
+from lar_lightning.residues import residues
 from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
@@ -276,14 +277,20 @@ class LatentActionModule(L.LightningModule):
                 batch.targets,
                 rows_per_chunk=self.rows_per_chunk,
             )
+        rows, taken = student[batch.student_rows], None
+        if settings.pending == "residual":
+            taken = residues(
+                rows, heads, batch.targets, batch.pendings, rows_per_chunk=self.rows_per_chunk
+            )
         return distillation_loss(
             teacher[batch.teacher_rows],
-            student[batch.student_rows],
+            rows,
             heads,
             batch.targets,
             self.student.folding,
             settings=settings,
             split_target=target,
+            residues=taken,
             rows_per_chunk=self.rows_per_chunk,
         )
 

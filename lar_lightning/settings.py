@@ -217,6 +217,11 @@ class DistillationSettings:
     """`exact`: the divergence of whole trajectories. For ablations: `truncated_kl` compares base
     vocabularies as if there were no latents and adds the cross-entropy of units with
     `split_weight`; `cross_entropy` is that of units alone."""
+    pending: Literal["excluded", "residual"] = "excluded"
+    """What a latent that was not taken leaves to the tokens behind its beginning. `excluded`:
+    nothing, as in the code of the teacher's text: the exact divergence of encoded trajectories.
+    `residual`: what the student, as it is, does not give to the latent: that of texts, beside the
+    split term; see `residues`."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """Of the folded term. Sampled rows, and the student's mass on banned tokens, are charged as by
     the forward KL whatever this says: the reverse KL from a single token is infinite."""
