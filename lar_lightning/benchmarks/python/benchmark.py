@@ -7,6 +7,7 @@ code in the sandbox before it answers.
 import gzip
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ Records = Iterator[tuple[str, dict[str, Any]]]
 """Records, each with its place in words."""
 
 
-class CodeBenchmark:
+class CodeBenchmark(ABC):
     """The part of a benchmark of Python problems that does not depend on which."""
 
     name = ""
@@ -68,13 +69,13 @@ class CodeBenchmark:
         self.path = path
         self.limits = limits or _limits_of(timeout)
 
+    @abstractmethod
     def load_tasks(self) -> list[Task]:
         """Return the problems in the order of their source."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make_check(self, task: Task, answer: str) -> Check:
         """Return what judges an answer: what the policy wrote, but for its thoughts and tags."""
-        raise NotImplementedError
 
     def messages(self, task: Task, style: Style) -> list[dict[str, str]]:
         """Return one user message: the request, how to answer, the problem."""
