@@ -112,8 +112,8 @@ class Requeue(L.Callback):
     def _stop(self, trainer: L.Trainer, number: int) -> NoReturn:
         trainer.save_checkpoint(checkpoint_path(self.run_dir))
         saved = f"saved {checkpoint_path(self.run_dir)} after step {trainer.global_step}"
-        status = self._leave(number, saved) if trainer.is_global_zero else 0
-        raise SystemExit(trainer.strategy.broadcast(status))
+        # One process tells the outcome; where another began it, 0 does not look like its death.
+        raise SystemExit(self._leave(number, saved) if trainer.is_global_zero else 0)
 
     def _leave_at_once(self, number: int) -> None:
         if self.job is not None and not self.job.is_first_process:

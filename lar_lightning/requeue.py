@@ -6,7 +6,6 @@ of no use, and says which. What a training run saves first is the caller's busin
 """
 
 import json
-import os
 import signal
 import subprocess
 import time

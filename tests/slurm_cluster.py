@@ -52,7 +52,7 @@ ReturnToService=2
 # nodes have what is written below, whatever the machine has
 SlurmdParameters=config_overrides
 JobRequeue=1
-KillWait=5
+KillWait=2
 MinJobAge=600
 PropagateResourceLimits=NONE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
@@ -86,6 +86,7 @@ class Cluster:
         """Run one of its commands and return what it says."""
         result = subprocess.run(
             command,
+            cwd=Path(__file__).parents[1],
             env={**self.environment, **more},
             capture_output=True,
             text=True,
@@ -105,7 +106,7 @@ class Cluster:
         said = self.run("scontrol", "show", "job", "-o", job_id).splitlines()[0]
         return dict(part.partition("=")[::2] for part in said.split() if "=" in part)
 
-    def wait(self, job_id: str, *states: str, seconds: float = 150) -> dict[str, str]:
+    def wait(self, job_id: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job is in one of the states, or over."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
@@ -138,11 +139,19 @@ def one_machine_cluster(folder: Path) -> Iterator[Cluster]:
     }
     environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
     cluster = Cluster(folder=folder, environment=environment)
+    # Ends the cluster, too, where this process is killed: its input ends then.
+    watch = subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
     try:
         _start(cluster)
         yield cluster
     finally:
         _stop(cluster)
+        watch.communicate(timeout=60)
 
 
 def _start(cluster: Cluster) -> None:
@@ -250,6 +259,8 @@ def _path() -> str:
 
 
 if __name__ == "__main__":
-    reason = why_not()
-    print(reason or "SLURM can be started here")
-    sys.exit(bool(reason))
+    if len(sys.argv) > 1:
+        sys.stdin.read()
+        _stop(Cluster(folder=Path(sys.argv[1]), environment=dict(os.environ)))
+    elif reason := why_not():
+        sys.exit(f"tests on SLURM are skipped: {reason}")
