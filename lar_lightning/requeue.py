@@ -160,8 +160,8 @@ def job_state(job: SlurmJob) -> dict[str, str]:
         said = _scontrol("show", "job", "-o", job.job_id)
     except (OSError, subprocess.SubprocessError):
         return {}
-    parts = said.partition("\n")[0].split()
-    return dict(part.partition("=")[::2] for part in parts if "=" in part)
+    parts = [part.partition("=") for part in said.partition("\n")[0].split()]
+    return {key: value for key, equals, value in parts if equals}
 
 
 def requeue(job: SlurmJob) -> str | None:
@@ -218,11 +218,10 @@ def count_idle_turns(run_dir: Path, job: SlurmJob) -> int:
 
 def kept_work(run_dir: Path) -> dict[str, int]:
     """Return a mark of everything by which a later turn has less to do."""
-    marks = {"last checkpoint": run_dir / "checkpoints" / "last.ckpt"}
-    found = {name: path.stat().st_mtime_ns for name, path in marks.items() if path.exists()}
+    saved = {path.name: path.stat().st_mtime_ns for path in (run_dir / "checkpoints").glob("last*")}
     grown = [run_dir / "latent_vocabulary.json", *sorted((run_dir / "trajectories").rglob("*"))]
     sizes = {str(path.relative_to(run_dir)): path.stat().st_size for path in grown if path.exists()}
-    return {**found, **sizes}
+    return {**saved, **sizes}
 
 
 def validation_to_repeat(checkpoint: dict[str, Any]) -> None:

@@ -104,7 +104,8 @@ class Cluster:
     def job(self, job_id: str) -> dict[str, str]:
         """Return what the controller says of a job."""
         said = self.run("scontrol", "show", "job", "-o", job_id).splitlines()[0]
-        return dict(part.partition("=")[::2] for part in said.split() if "=" in part)
+        parts = [part.partition("=") for part in said.split()]
+        return {key: value for key, equals, value in parts if equals}
 
     def wait(self, job_id: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job is in one of the states, or over."""
