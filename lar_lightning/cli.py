@@ -11,10 +11,11 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from typing_extensions import override
 
 from lar_lightning.errors import SettingError
