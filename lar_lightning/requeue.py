@@ -143,7 +143,7 @@ def _outcome(job: SlurmJob, run_dir: Path, number: int, max_idle: int) -> tuple[
     if num_idle >= max_idle:
         return failed, (
             f"job {job.job_id} is not requeued: its last {num_idle} turns made no training step "
-            "and nothing else that is kept. Give it a longer --time, or an earlier --signal"
+            "and nothing else that is kept. Give it a longer --time"
         )
     reason = requeue(job)
     if reason is not None:
