@@ -34,9 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb in TRAINER_VERBS:
-            from lar_lightning.cli import run_trainer_verb
+            from lar_lightning.requeue import held_signals
 
-            run_trainer_verb(given)
+            with held_signals():  # until a callback listens: imports take seconds
+                from lar_lightning.cli import run_trainer_verb
+
+                run_trainer_verb(given)
         elif verb in VERBS:
             from lar_lightning.verbs import run_verb
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -18,6 +20,7 @@ from typing_extensions import override
 
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
+from lar_lightning.requeue import release_signals
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
 
@@ -74,6 +77,8 @@ class RunCLI(LightningCLI):
         parser.link_arguments("benchmark", "data.init_args.benchmark")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        # for callbacks that have it; others are passed over
+        parser.link_arguments("run_dir", "trainer.callbacks.init_args.run_dir")
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -96,6 +101,7 @@ class RunCLI(LightningCLI):
             while cause is not None and not isinstance(cause, SettingError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from error
+        release_signals()  # who listens is there
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -108,6 +114,12 @@ class RunCLI(LightningCLI):
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
             kwargs.setdefault("callbacks", [*callbacks, TQDMProgressBar()])
+        plugins = self._of_subcommand(self.config_init).trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        is_given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+        if SLURMEnvironment.detect() and not is_given:
+            # Lightning would save a file of its own inside a signal's handler, and hang.
+            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
         return super().instantiate_trainer(**kwargs)
 
     def _of_subcommand(self, config: Any) -> Any:
@@ -150,5 +162,7 @@ def silence_known_noise() -> None:
         ".*Experiment logs directory .* exists.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    if "SLURM_JOB_ID" not in os.environ:  # elsewhere it helps
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "litlogger" not in record.getMessage())

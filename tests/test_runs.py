@@ -26,8 +26,9 @@ def test_every_config_parses_and_does_a_fast_run(
     config: Path, run_dir: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     sources = {"data_modules.RolloutDataModule": ROLLOUT_OPTIONS}
-    stacked = ["--config", str(config)] if config.parent.name == "ablations" else []
-    base = Path("configs/quickstart.yaml") if stacked else config
+    is_whole = "data" in yaml.safe_load(config.read_text())
+    stacked = [] if is_whole else ["--config", str(config)]
+    base = config if is_whole else Path("configs/quickstart.yaml")
     data = yaml.safe_load(base.read_text())["data"]["class_path"]
     if data == "data_modules.RecordedDataModule":
         recording = tiny_recording(tmp_path / "recording.jsonl")
