@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from lar_lightning.benchmarks.benchmark import Benchmark, Task
 from lar_lightning.errors import SettingError
 from lar_lightning.policies import Policy, Request, Sampling, generate, open_policy
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.settings import EvaluationSettings
+from lar_lightning.settings import EvaluationSettings, ParallelSettings
 from lar_lightning.tokenizer import render_chat
 
 SCHEMA = 1
@@ -71,6 +71,7 @@ class Engine:
                 self.settings.engine,
                 num_concurrent=self.settings.num_concurrent,
                 max_model_len=self.max_model_len,
+                parallel=self.settings,
             )
             policy: Policy = self._context.__enter__()
             self._policy, self.checkpoint = policy, checkpoint
@@ -192,7 +193,8 @@ def _signature(
 ) -> dict[str, Any]:
     """Return what decides an episode; which tasks are played does not."""
     deciding = asdict(settings)
-    for name in ("num_runs", "num_concurrent"):
+    spread = [field.name for field in fields(ParallelSettings)]
+    for name in ("num_runs", "num_concurrent", *spread):
         del deciding[name]
     vocabulary = method.vocabulary
     return {
