@@ -18,8 +18,8 @@ from lar_lightning.settings import ParallelSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEAD_EXECUTOR = "Executor failed"
-"""What vLLM says where a worker that shares the model is gone."""
+DEAD_EXECUTOR = ("Executor failed.", "cancelled")
+"""What vLLM says where a worker that shares the model is gone, later or in the same step."""
 NUM_LOG_PROBABILITIES = 20
 """vLLM's own limit without a setting; more costs time a token."""
 
@@ -112,7 +112,7 @@ def _explained_death() -> Iterator[None]:
     try:
         yield
     except (EngineDeadError, RuntimeError) as error:
-        is_death = isinstance(error, EngineDeadError) or DEAD_EXECUTOR in str(error)
+        is_death = isinstance(error, EngineDeadError) or str(error) in DEAD_EXECUTOR
         if not is_death:
             raise
         raise EngineFailure(
@@ -141,6 +141,30 @@ def hidden_module(name: str) -> Iterator[None]:
     finally:
         if module is not None:
             sys.modules[name] = module
+
+
+def _cores_apart(num_workers: int) -> str:
+    """Return as many disjoint lists of cores, as vLLM names them; no binding for too few cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    size = len(cores) // num_workers
+    if not size:
+        return "nobind"
+    parts = (cores[number * size : (number + 1) * size] for number in range(num_workers))
+    return "|".join(",".join(map(str, part)) for part in parts)
+
+
+@contextmanager
+def _explained_start(checkpoint: Path) -> Iterator[None]:
+    """Say in one line why vLLM does not start; what it wrote before has the details."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        words = " ".join(str(error).split())[:400]
+        raise EngineFailure(
+            f"vLLM must be able to open {checkpoint}, got {type(error).__name__}: {words}. If "
+            "memory is short, lower `num_concurrent` or `max_model_len` or raise "
+            "`tensor_parallel_size`; `engine: transformers` runs without vLLM."
+        ) from error
 
 
 @contextmanager
@@ -187,12 +211,16 @@ def open_vllm(
         options["tensor_parallel_size"] = parallel.tensor_parallel_size
         if parallel.distributed_executor_backend != "auto":
             options["distributed_executor_backend"] = parallel.distributed_executor_backend
+        if not torch.cuda.is_available():
+            # vLLM's own choice is a memory node a worker, and most machines have fewer.
+            binding = _cores_apart(parallel.tensor_parallel_size)
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
     from vllm import LLM
 
     logging.getLogger("vllm").setLevel(logging.ERROR)
     num_threads = torch.get_num_threads()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    with hidden_module("llvmlite.binding.ffi"):
+    with hidden_module("llvmlite.binding.ffi"), _explained_start(checkpoint):
         llm = LLM(
             str(checkpoint),
             dtype="bfloat16",
