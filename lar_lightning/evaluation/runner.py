@@ -75,7 +75,7 @@ class Engine:
             )
             policy: Policy = self._context.__enter__()
             self._policy, self.checkpoint = policy, checkpoint
-            _warm_up(policy, checkpoint)
+            _warm_up(policy, checkpoint, self.settings.data_parallel_size)
             return policy
         return self._policy
 
@@ -96,10 +96,11 @@ def open_engine(settings: EvaluationSettings) -> Iterator[Engine]:
         engine.close()
 
 
-def _warm_up(policy: Policy, checkpoint: Path) -> None:
-    """Let the engine compile and allocate before the clock runs."""
+def _warm_up(policy: Policy, checkpoint: Path, num_engines: int) -> None:
+    """Let each engine compile and allocate before the clock runs."""
     ids, _ = render_chat(load_tokenizer(checkpoint), [{"role": "user", "content": "Warm up."}])
-    requests = [Request(request_id="warm-up", prompt_ids=ids)]
+    names = [f"warm-up {number}" for number in range(num_engines)]
+    requests = [Request(request_id=name, prompt_ids=ids) for name in names]
     list(generate(policy, requests, Sampling(max_tokens=8)))
 
 
