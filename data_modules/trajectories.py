@@ -37,7 +37,8 @@ class TrajectoryDataModule(L.LightningDataModule):
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`."""
         super().__init__()
-        self.prepare_data_per_node = False  # the run folder is one, and all nodes see it
+        # The run's folder is shared by all nodes: one process of all makes what is missing.
+        self.prepare_data_per_node = False
         self.base_model = base_model
         self.run_dir = Path(run_dir)
         self.source = source

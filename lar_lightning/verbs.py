@@ -5,6 +5,7 @@ from `data.init_args`. Imports stand inside, so that `--help` costs nothing.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def rollout(
-    base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings = RolloutSettings()
+    base_model: str,
+    benchmark: str,
+    run_dir: Path,
+    rollouts: RolloutSettings = RolloutSettings(),
+    shard: str = "auto",
 ) -> None:
     """Write trajectories of the base model with per-token entropy.
 
@@ -32,10 +37,13 @@ def rollout(
         benchmark: Name of the benchmark.
         run_dir: Folder of the run.
         rollouts: What is rolled out.
+        shard: Which tasks: `2/8` is the third of eight parts, `all` is all. `auto` is the part of
+            the SLURM array task that this is, and all outside of an array.
     """
+    from lar_lightning.rollout_shards import chosen_shard
     from lar_lightning.runs import ensure_rollouts
 
-    ensure_rollouts(base_model, benchmark, run_dir, rollouts)
+    ensure_rollouts(base_model, benchmark, run_dir, rollouts, chosen_shard(shard, os.environ))
 
 
 def import_recordings(base_model: str, run_dir: Path, recordings: RecordingSettings) -> None:

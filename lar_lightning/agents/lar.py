@@ -115,10 +115,10 @@ def _is_trained(run_dir: Path, made_with: dict[str, Any]) -> bool:
 def check_held_out(run_dir: Path, held_out_ids: frozenset[str]) -> None:
     """Refuse a run that has learned from tasks on which it is to be tried."""
     from lar_lightning.rollouts import trajectory_path
-    from lar_lightning.trajectories import read_trajectories
+    from lar_lightning.trajectories import read_trajectories, trajectory_files
 
     path = trajectory_path(run_dir, "train")
-    if not path.exists():
+    if not trajectory_files(path):
         return
     seen = {trajectory.task_id for trajectory in read_trajectories(path)} & held_out_ids
     if seen:
