@@ -19,6 +19,7 @@ from tiny_run import ROLLOUTS
 from whole_runs import checkpoint_of, fit_arguments, metrics_of
 
 from lar_lightning.requeue import SlurmJob, leave, turns_path
+from lar_lightning.trajectories import read_trajectories
 
 pytestmark = [
     pytest.mark.slurm,
@@ -150,7 +151,7 @@ def test_chain_runs_each_stage_after_the_one_before_also_when_one_is_requeued(
         "configs/slurm/chain.sh",
         **settings_of_jobs(run_dir),
         CONFIG=str(config),
-        NUM_ROLLOUT_TASKS="1",
+        NUM_ROLLOUT_TASKS="2",
         **{f"{stage}_OPTIONS": small for stage in ("ROLLOUT", "FIT", "EVALUATE")},
     )
     rollout, fit, evaluate = re.findall(r"^(?:rollout|fit|evaluate) +(\d+) ", said, re.MULTILINE)
@@ -167,11 +168,13 @@ def test_chain_runs_each_stage_after_the_one_before_also_when_one_is_requeued(
         return "\n".join(file.read_text() for file in (run_dir / "slurm").glob("*.*"))
 
     assert cluster.wait(evaluate, seconds=400)["JobState"] == "COMPLETED", all_logs()
-    assert cluster.job(rollout)["Restarts"] == "1"
-    assert len(trajectories.read_text().splitlines()) == len(lines)
+    assert cluster.job(f"{rollout}_0")["Restarts"] == "1"
+    assert len(trajectories.read_text().splitlines()) == len(lines) - 3
+    found = read_trajectories(trajectories)  # with those of both tasks of the array
+    assert len({trajectory.trajectory_id for trajectory in found}) == len(found) == len(lines) - 1
     assert (run_dir / "results.json").exists()
     assert (run_dir / "report.html").exists()
-    assert "157 reused" in log.read_text()
+    assert " reused" in log.read_text()
 
 
 def chain_config(checkpoint: Path) -> dict:
