@@ -16,10 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
+from lar_lightning.checkpoints import found_checkpoint
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
+from lar_lightning.strategy import RunCheckpointIO
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -78,7 +80,7 @@ class RunCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config: Namespace = self._of_subcommand(self.config)
-        last = checkpoint_path(Path(config.run_dir))
+        last = found_checkpoint(checkpoint_path(Path(config.run_dir)))
         if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
             print(f"{self.subcommand}: goes on from {last}", flush=True)
             config.ckpt_path = str(last)
@@ -108,6 +110,9 @@ class RunCLI(LightningCLI):
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
             kwargs.setdefault("callbacks", [*callbacks, TQDMProgressBar()])
+        plugins = self._of_subcommand(self.config_init).trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs.setdefault("plugins", [*plugins, RunCheckpointIO()])
         return super().instantiate_trainer(**kwargs)
 
     def _of_subcommand(self, config: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lar_lightning.artefacts import differences, replacing, write_json
 from lar_lightning.batches import DistillationBatch
+from lar_lightning.processes import is_any
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """Ids and mask to hidden states."""
@@ -55,7 +56,9 @@ class TeacherCache:
             for ids, mask, at in zip(batch.teacher_ids, batch.teacher_mask, positions, strict=True)
         ]
         missing = [row for row, key in enumerate(keys) if key not in self._files]
-        if missing:
+        # Processes that share out the teacher read with it together, or not at all.
+        if is_any(bool(missing), batch.teacher_ids.device):
+            missing = missing or [0]
             states = read(batch.teacher_ids[missing], batch.teacher_mask[missing])
             self._write(
                 {
