@@ -77,13 +77,25 @@ def shard(student: Student, mesh: "DeviceMesh") -> None:
 
     for model in (student.model, student.teacher):
         for layer in decoder_layers(model) if model is not None else ():
+            _solidify(layer, mesh)
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    _solidify(student, mesh)
     root: Any = fully_shard(student, mesh=mesh, reshard_after_forward=False)
     # Where processes use different parts of a layer, as in a mixture of experts, all still send.
     root.set_reduce_scatter_unused_params(True)
     for name in PASSES:
         register_fsdp_forward_method(student, name)
     student.is_sharded = True
+
+
+@torch.no_grad()
+def _solidify(module: nn.Module, mesh: "DeviceMesh") -> None:
+    """Give a group's hollow weights memory, for the moment in which they are shared out."""
+    for parameter in module.parameters():
+        if parameter.numel() and not any(parameter.stride()):
+            parameter.data = torch.empty(
+                parameter.shape, dtype=parameter.dtype, device=mesh.device_type
+            )
 
 
 def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
@@ -142,6 +154,7 @@ def hollow_model(checkpoint: Path, dtype: torch.dtype) -> "PreTrainedModel":
     config = AutoConfig.from_pretrained(checkpoint)
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # each assignment in there has made a parameter anew
     if (checkpoint / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint)
     hollow: dict[int, nn.Parameter] = {}  # tied weights stay one parameter
