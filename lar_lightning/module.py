@@ -260,10 +260,11 @@ class LatentActionModule(L.LightningModule):
 
     def _check_finite(self, loss: Tensor, terms: RowTerms, batch: DistillationBatch) -> None:
         fault = fault_of(loss, terms, batch)
+        fault = fault and f"got {loss.item()} at step {self.global_step}: {fault}"
         # All stop where one has to: the others would wait for it.
         if fault := first_fault(fault, self.device):
             raise SettingError(
-                f"the loss must be finite, got {loss.item()} at step {self.global_step}: {fault}. "
+                f"the loss must be finite, {fault}. "
                 "Lower `model.learning_rate`; the last checkpoint is kept."
             )
 

@@ -68,6 +68,7 @@ def load_sharded_student(
         own = local_rows(len(start), mesh)
         rows.to_local().detach().copy_(start[own])  # type: ignore[attr-defined]
     student.check_head()
+    student.reshard()  # type: ignore[operator]
     return student
 
 
