@@ -104,10 +104,16 @@ def take_place(path: Path) -> None:
         os.replace(pending, path)
         return
     found_checkpoint(path)
-    remove(retired)
-    if path.exists():
-        os.replace(path, retired)
-    os.replace(pending, path)
+    for _ in range(3):
+        remove(retired)
+        if path.exists():
+            os.replace(path, retired)
+        try:
+            os.replace(pending, path)
+            break
+        except OSError:
+            if not path.exists():  # else a reader has put the older one back meanwhile
+                raise
     remove(retired)
 
 

@@ -354,7 +354,7 @@ class LatentActionModule(L.LightningModule):
         """
         read = self.student.teacher_hidden
         if cache is not None:
-            teacher = cache.hidden(batch, read)
+            teacher = cache.hidden(batch, read, is_together=self.student.is_sharded)
         else:
             teacher = read(batch.teacher_ids, batch.teacher_mask)
         student = self.student.student_hidden(
@@ -380,7 +380,8 @@ class LatentActionModule(L.LightningModule):
             values,
             batch_size=len(batch.targets),
             prog_bar=stage == "train",
-            sync_dist=True,
+            # Processes that share out the model take each step alike; others may part ways in it.
+            sync_dist=stage != "train" or self.student.is_sharded,
         )
 
     @override
