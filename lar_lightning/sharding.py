@@ -64,7 +64,9 @@ def load_sharded_student(
             for matrix, side in zip(matrices, ("input", "output"), strict=True)
         ]
         student.remember_scales()
-    for rows, start in zip((student.rows.input_rows, student.rows.output_rows), starts, strict=True):
+    for rows, start in zip(
+        (student.rows.input_rows, student.rows.output_rows), starts, strict=True
+    ):
         own = local_rows(len(start), mesh)
         rows.to_local().detach().copy_(start[own])  # type: ignore[attr-defined]
     student.check_head()

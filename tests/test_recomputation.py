@@ -30,7 +30,9 @@ def made(name: str, trainable: str, *, is_recomputed: bool) -> LatentActionModul
     return module
 
 
-def gradients_of(module: LatentActionModule, *, is_grounding: bool) -> tuple[Tensor, dict[str, Any]]:
+def gradients_of(
+    module: LatentActionModule, *, is_grounding: bool
+) -> tuple[Tensor, dict[str, Any]]:
     if is_grounding:  # adapters are aside in forward, and back in place in backward
         _, hidden = module._hidden(BATCH, is_grounding=True)
         loss = hidden[BATCH.student_rows].square().mean()
