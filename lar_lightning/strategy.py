@@ -144,16 +144,19 @@ class ShardedStrategy(ModelParallelStrategy):
             work()
         except Exception as caught:
             error = caught
-        reasons: list[str | None] = [None] * self.world_size
-        reason = error and (disk_error(error) or f"{type(error).__name__}: {error}")
-        torch.distributed.all_gather_object(reasons, reason)
-        for rank, found in enumerate(reasons):
-            if found is not None:
+        faults: list[tuple[str | None, str] | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(faults, error and (disk_error(error), repr(error)))
+        for rank, fault in enumerate(faults):
+            if fault is None:
+                continue
+            reason, told = fault
+            if reason is not None:
                 raise SettingError(
-                    f"`run_dir` must be a place that every process can write to, got: {found} "
-                    f"(process {rank}). Free space or mend it; the checkpoint before this one is "
-                    "kept."
+                    "`run_dir` must be a place with room that every process can write to, got: "
+                    f"{reason} (process {rank}). Free space or mend it; the checkpoint before this "
+                    "one is kept."
                 ) from error
+            raise error or RuntimeError(f"process {rank} could not write its share: {told}")
 
     @override
     def load_checkpoint(
