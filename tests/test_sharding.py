@@ -22,11 +22,12 @@ from whole_runs import fit_arguments, metrics_of
 
 from lar_lightning import student as student_file
 from lar_lightning.__main__ import main
+from lar_lightning.batches import DistillationBatch
 from lar_lightning.checkpoints import META, read_checkpoint, shard_name
 from lar_lightning.errors import SettingError
 from lar_lightning.export import load_trained_student
 from lar_lightning.module import LatentActionModule
-from lar_lightning.prefixes import groups_of
+from lar_lightning.prefixes import read
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import OnPolicySettings
 from lar_lightning.sharding import load_sharded_student
@@ -49,8 +50,11 @@ STEPS = (
     "--checkpoint.save_top_k=-1",
 )
 MODES = ("rows", "lora", "full")
-TOLERANCE = 2e-6
-"""Of losses in nats and of weights, absolute: what the order of a sum of two gradients changes."""
+NATS = {"rows": 2e-6, "lora": 2e-6, "full": 2e-4}
+"""Tolerance of losses. The norm that clips is a sum in another order; where fp32 weights are read
+in bfloat16, a change in their last digit now and then rounds the other way."""
+SHARE = {"rows": 1e-5, "lora": 1e-5, "full": 2e-2}
+"""Tolerance of weights and moments: norm of the difference, as a share of the norm."""
 
 
 @dataclass
@@ -62,13 +66,13 @@ class Whole:
     """Of each batch."""
     norms: list[float] = field(default_factory=list)
     """Of the gradients of each step, before they are clipped."""
-    num_groups: list[int] = field(default_factory=list)
-    """That a batch would be read in, were it not read whole."""
+    num_calls: list[int] = field(default_factory=list)
+    """Of the backbone that would read each batch, were it not read whole."""
 
 
 def run_alone(folder: Path, checkpoint: Path, *options: str) -> Whole:
     found = Whole(folder)
-    read, step = student_file.read, LatentActionModule.training_step
+    step = LatentActionModule.training_step
     before_step = LatentActionModule.on_before_optimizer_step
 
     def read_whole(model: Any, ids: Any, mask: Any, **settings: Any) -> Any:
@@ -77,7 +81,7 @@ def run_alone(folder: Path, checkpoint: Path, *options: str) -> Whole:
     def noted(self: LatentActionModule, batch: Any, batch_idx: int) -> Any:
         loss = step(self, batch, batch_idx)
         found.losses.append(float(loss.detach()))
-        found.num_groups.append(len(groups_of(batch.teacher_ids, batch.teacher_mask)))
+        found.num_calls.append(num_calls(self.student, batch))
         return loss
 
     def measured(self: LatentActionModule, optimizer: Any) -> None:
@@ -92,6 +96,16 @@ def run_alone(folder: Path, checkpoint: Path, *options: str) -> Whole:
         arguments = fit_arguments(folder, checkpoint, *STEPS, *options)
         assert main([*arguments, "--trainer.accumulate_grad_batches=2"]) == 0
     return found
+
+
+@torch.no_grad()
+def num_calls(student: Student, batch: DistillationBatch) -> int:
+    calls: list[int] = []
+    embedding: Any = student.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda *_: calls.append(1))
+    read(student.model, batch.student_ids, batch.student_mask, first_trained=student.base_size)
+    handle.remove()
+    return len(calls)
 
 
 def run_in_two(folder: Path, checkpoint: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -126,18 +140,19 @@ def checkpoint_at(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step={step}.ckpt"
 
 
-def assert_equal_states(path: Path, other: Path) -> None:
+def assert_equal_states(path: Path, other: Path, mode: str) -> None:
     """Weights and the optimizer's moments, whichever form the checkpoints have."""
     found, expected = read_checkpoint(path), read_checkpoint(other)
     assert found["global_step"] == expected["global_step"] == 4
-    assert set(found["state_dict"]) == set(expected["state_dict"])
-    for name, value in expected["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], value, atol=TOLERANCE, rtol=0)
+    pairs = [(found["state_dict"], expected["state_dict"])]
     states = [content["optimizer_states"][0]["state"] for content in (found, expected)]
     assert set(states[0]) == set(states[1])
-    for index, state in states[1].items():
-        for name, value in state.items():
-            torch.testing.assert_close(states[0][index][name], value, atol=TOLERANCE, rtol=1e-4)
+    pairs += [(states[0][index], state) for index, state in states[1].items()]
+    for ours, theirs in pairs:
+        assert set(ours) == set(theirs)
+        for name, value in theirs.items():
+            difference = (ours[name] - value).norm() / value.norm().clamp_min(1e-12)
+            assert float(difference) <= SHARE[mode], name
 
 
 @pytest.fixture(scope="module")
@@ -212,16 +227,18 @@ def test_two_processes_do_what_one_does(
     expected = [(a + b) / 2 for a, b in zip(of_batches[::2], of_batches[1::2], strict=True)]
     assert len(expected) == 4
     found = metrics_of(together[mode], "train/loss_nats")
-    assert found == pytest.approx(expected, abs=TOLERANCE, rel=0)
-    assert_equal_states(checkpoint_at(together[mode], 4), checkpoint_at(alone[mode].folder, 4))
+    assert found == pytest.approx(expected, abs=NATS[mode], rel=0)
+    assert_equal_states(
+        checkpoint_at(together[mode], 4), checkpoint_at(alone[mode].folder, 4), mode
+    )
 
 
 def test_processes_whose_batches_share_prompts_otherwise_do_not_wait_for_each_other(
     alone: dict[str, Whole], together: dict[str, Path]
 ) -> None:
     """The trap: as many calls of a sharded layer as the batch of a process has groups."""
-    groups = alone["rows"].num_groups
-    assert any(a != b for a, b in zip(groups[::2], groups[1::2], strict=True))
+    calls = alone["rows"].num_calls
+    assert any(a != b for a, b in zip(calls[::2], calls[1::2], strict=True))
     assert checkpoint_at(together["rows"], 4).is_dir()
 
 
@@ -250,8 +267,8 @@ def test_run_of_two_processes_goes_on_in_one(
     folder = copied(alone[mode], tmp_path / "run")
     middle = f"--ckpt_path={checkpoint_at(together[mode], 2)}"
     resumed = run_alone(folder, bases[mode], f"--model.trainable={mode}", middle)
-    assert resumed.losses == pytest.approx(alone[mode].losses[4:], abs=TOLERANCE, rel=0)
-    assert_equal_states(checkpoint_at(folder, 4), checkpoint_at(alone[mode].folder, 4))
+    assert resumed.losses == pytest.approx(alone[mode].losses[4:], abs=NATS[mode], rel=0)
+    assert_equal_states(checkpoint_at(folder, 4), checkpoint_at(alone[mode].folder, 4), mode)
 
 
 @pytest.mark.parametrize(("mode", "source"), [("full", "alone"), ("lora", "together")])
@@ -274,7 +291,7 @@ def test_run_goes_on_in_two_processes_and_may_be_written_as_one_file(
     )
     assert ended_well(result)
     assert checkpoint_at(folder, 4).is_file()
-    assert_equal_states(checkpoint_at(folder, 4), checkpoint_at(alone[mode].folder, 4))
+    assert_equal_states(checkpoint_at(folder, 4), checkpoint_at(alone[mode].folder, 4), mode)
 
 
 def test_other_number_of_batches_a_step_is_refused(
@@ -319,7 +336,7 @@ def test_students_are_made_of_folders_as_of_files(
         for path in (folder, file)
     )
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(found[name], value, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("damage", ["no shard", "cut shard", "no meta"])
