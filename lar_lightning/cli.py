@@ -18,11 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
+from lar_lightning.checkpoints import found_checkpoint
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
 from lar_lightning.requeue import release_signals
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
+from lar_lightning.strategy import RunCheckpointIO
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -83,7 +85,7 @@ class RunCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config: Namespace = self._of_subcommand(self.config)
-        last = checkpoint_path(Path(config.run_dir))
+        last = found_checkpoint(checkpoint_path(Path(config.run_dir)))
         if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
             print(f"{self.subcommand}: goes on from {last}", flush=True)
             config.ckpt_path = str(last)
@@ -119,7 +121,8 @@ class RunCLI(LightningCLI):
         is_given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
         if SLURMEnvironment.detect() and not is_given:
             # Lightning would save a file of its own inside a signal's handler, and hang.
-            kwargs["plugins"] = [*plugins, SLURMEnvironment(auto_requeue=False)]
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+        kwargs.setdefault("plugins", [*plugins, RunCheckpointIO()])
         return super().instantiate_trainer(**kwargs)
 
     def _of_subcommand(self, config: Any) -> Any:

@@ -5,7 +5,7 @@ Each reuses what is on disk, makes what is missing, and says which in one line.
 run_dir/trajectories/{train,held_out}.jsonl   rollouts or recordings; beside them those of shards
 run_dir/latent_vocabulary.json                mining
 run_dir/mining_report.{json,html}             about it
-run_dir/checkpoints/last.ckpt                 training
+run_dir/checkpoints/last.ckpt                 training; a folder where the model is sharded
 run_dir/teacher_states/                       the teacher's hidden states, on request
 run_dir/export/                               the served checkpoint
 run_dir/evaluation/, results.json, ...        evaluation and report

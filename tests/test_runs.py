@@ -16,9 +16,11 @@ from lar_lightning.export import load_trained_student
 from lar_lightning.segments import LatentVocabulary
 
 CONFIGS = [
-    config for config in sorted(Path("configs").rglob("*.yaml")) if config.parent.name != "tables"
+    config
+    for config in sorted(Path("configs").rglob("*.yaml"))
+    if config.parent.name not in ("tables", "strategy")
 ]
-"""Those of `fit`; the grids are in `test_table_configs.py`."""
+"""Those of `fit`; the grids are in `test_table_configs.py`, sharding in `test_sharding.py`."""
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
