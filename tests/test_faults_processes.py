@@ -1,8 +1,12 @@
 """Faults that end processes: each is injected for real, and the run goes on by the same command."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,8 +144,6 @@ def spoil_batch(step: int, rank: int) -> None:
 
 def end_rank(step: int, rank: int) -> None:
     """Kill the process of one rank in a step."""
-    import os
-
     from lar_lightning.module import LatentActionModule
 
     training_step = LatentActionModule.training_step
@@ -156,8 +158,6 @@ def end_rank(step: int, rank: int) -> None:
 
 def end_in_preparing(rank: int) -> None:
     """Kill the process that prepares the data of all."""
-    import os
-
     from data_modules.trajectories import TrajectoryDataModule
 
     def ending(self) -> None:  # type: ignore[no-untyped-def]
@@ -190,6 +190,47 @@ def test_killed_rank_stops_the_other_within_a_minute_and_the_run_goes_on(
     assert seconds < 60
     assert "error: all processes of a run must stay alive" in other
     assert checkpoint_of(run_dir)["global_step"] == 3
+    again = start_ranks(arguments, tmp_path)
+    assert [process.wait() for process in again] == [0, 0], again[0].said
+    assert "goes on from" in again[0].said
+    assert checkpoint_of(run_dir)["global_step"] == 10
+
+
+def test_killed_child_of_lightnings_own_launcher_stops_the_run_and_leaves_no_process(
+    run_dir: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    both = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu")
+    arguments = fit_arguments(run_dir, tiny_checkpoint, "--trainer.max_steps=100000", *both)
+    arguments += ["--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
+    output = tmp_path / "out.txt"
+    with output.open("w") as file:
+        first = subprocess.Popen(
+            [sys.executable, "-m", "lar_lightning", *arguments],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        end = time.monotonic() + 240
+        while not (checkpoints(run_dir) / LAST).exists():
+            assert first.poll() is None, output.read_text()
+            assert time.monotonic() < end, output.read_text()
+            time.sleep(0.05)
+        (second,) = children_of(first.pid)
+        os.kill(second, signal.SIGKILL)
+        assert first.wait(60) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)  # the group that this test has started
+    assert "all processes of a run must stay alive" in output.read_text()
+    assert not Path(f"/proc/{second}/exe").exists()
+    assert is_whole(checkpoints(run_dir) / LAST)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_nan_on_one_rank_stops_both_with_the_reason(
