@@ -49,9 +49,9 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         super().on_exception(trainer, pl_module, exception)
         # Lightning raises it between two steps, on all ranks at once.
-        if isinstance(exception, SIGTERMException) and trainer.training:
-            if trainer.global_step != self._last_global_step_saved:
-                self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
+        is_between = isinstance(exception, SIGTERMException) and trainer.training
+        if is_between and trainer.global_step != self._last_global_step_saved:
+            self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
 
     @override
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:

@@ -18,7 +18,7 @@ from lar_lightning.__main__ import main
 
 PRELOADED = ["tests.processes", "lar_lightning.cli", "data_modules", "callbacks", "peft"]
 PRELOADED += ["transformers.models.llama.modeling_llama", "lar_lightning.mining"]
-SECONDS = 120.0
+SECONDS = 300.0
 """After which a process is given up."""
 
 context: ForkServerContext = multiprocessing.get_context("forkserver")

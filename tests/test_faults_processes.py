@@ -171,7 +171,7 @@ def ended(ranks: list[Running]) -> tuple[list[int | None], float]:
     """Return how all processes ended, and the seconds between the first and the last."""
     from multiprocessing.connection import wait
 
-    wait([rank.process.sentinel for rank in ranks], 120)
+    wait([rank.process.sentinel for rank in ranks], 300)
     start = time.monotonic()
     statuses = [rank.wait(60) for rank in ranks]
     return statuses, time.monotonic() - start
