@@ -1,5 +1,6 @@
 """Weights & Biases without a say in whether a run goes on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
@@ -13,8 +14,12 @@ class TrackedRun(WandbLogger):
 
     Left to itself, W&B ends a run that cannot reach its server at the start, and may wait without
     end at its close. Here such a run is written to disk, and `wandb sync` brings it up later. A
-    connection that is lost in between is tried again in the background while training goes on.
+    connection that is lost in between is tried again in the background while training goes on;
+    where W&B's own process is lost, metrics end there, and what it has written stays on disk.
     """
+
+    is_lost = False
+    """W&B's own process has ended."""
 
     def __init__(
         self, *, connect_seconds: float = 30.0, finish_seconds: float = 60.0, **options: Any
@@ -48,3 +53,16 @@ class TrackedRun(WandbLogger):
                 )
                 self._wandb_init["mode"] = "offline"
         return found.fget(self)
+
+    @override
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.is_lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except ConnectionError as error:
+            self.is_lost = True
+            rank_zero_warn(
+                f"W&B's process has ended ({error}). Training goes on without it; what it has "
+                f"written is in {self.save_dir}: `wandb sync` brings it up."
+            )
