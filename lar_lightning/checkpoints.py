@@ -5,13 +5,16 @@ A file, as torch writes it; or a folder to which each process of a sharded run w
     meta.pt                              everything but shared-out tensors; a mark stands for each
     shard-00001-of-00004.safetensors     rows of these tensors, one file for each process
 
-Neither holds anything that could run. A new checkpoint takes an older one's place when it is
-finished; the older one is moved aside for that moment, and back by the next reader should the
-process be killed in it.
+Neither holds anything that could run. A new checkpoint is written beside the last as `next.ckpt`;
+when it is whole, the last becomes `previous.ckpt` and the new one the last. Whatever moment a
+process is killed at, and should the last be torn, one of the three is whole, and `newest_whole`
+finds it.
 """
 
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from torch import Tensor
 
 from lar_lightning.errors import SettingError
 
+LAST = "last.ckpt"
+"""The checkpoint that a run goes on from."""
 META = "meta.pt"
 MARK = "__shared_out__"
 """Key of a dictionary that stands for a tensor: its name in the shards."""
@@ -67,7 +72,6 @@ def read_checkpoint(path: Path, place: Place | None = None) -> dict[str, Any]:
     Raises:
         SettingError: if it is missing, or is not whole.
     """
-    path = found_checkpoint(path)
     if path.is_dir():
         shards = _Shards(path)
         return shards.joined(shards.meta, place or _all_rows)
@@ -81,40 +85,100 @@ def _all_rows(shape: torch.Size, rows: Rows) -> Tensor:
     return rows(slice(0, shape[0]))
 
 
-def found_checkpoint(path: Path) -> Path:
-    """Put a checkpoint back that was moved aside for one which then never came; return `path`."""
-    retired = _beside(path, "old")
-    if retired.exists() and not path.exists():
+def newest_whole(path: Path) -> Path | None:
+    """Return the checkpoint that a run goes on from: the one at `path`, or a whole one beside it.
+
+    Raises:
+        SettingError: if there are checkpoints, and none is whole.
+    """
+    found = [each for each in (path, next_path(path), previous_path(path)) if each.exists()]
+    whole = next((each for each in found if is_whole(each)), None)
+    if found and whole is None:
+        raise SettingError(
+            "a run must go on from a whole checkpoint, got only torn ones, of which a part is "
+            f"missing or damaged: {', '.join(map(str, found))}. Put them back as they were "
+            "written, or remove them to train anew; trajectories and latent actions are kept."
+        )
+    return whole
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a checkpoint is there, and was written to its end; no tensor is read.
+
+    The directory of a PyTorch file stands at its end, and the header of a safetensors file says
+    how long it is.
+    """
+    if path.is_dir():
+        shards = sorted(path.glob("shard-*.safetensors"))
+        num_shards = int(shards[0].stem.rpartition("-")[2]) if shards else 0
+        wanted = [path / shard_name(rank, num_shards) for rank in range(num_shards)]
+        return (
+            bool(shards)
+            and shards == wanted
+            and all(map(_is_long, shards))
+            and is_whole(path / META)
+        )
+    try:
+        with zipfile.ZipFile(path) as file:
+            return bool(file.namelist())
+    except (FileNotFoundError, zipfile.BadZipFile):
+        return False
+
+
+def _is_long(path: Path) -> bool:
+    """Tell whether a safetensors file has all the bytes that its header tells of."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
         try:
-            os.replace(retired, path)
-        except FileNotFoundError:
-            assert path.exists(), "another process was faster"
-    return path
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for entry in header.values() if "data_offsets" in entry]
+    return path.stat().st_size == 8 + length + max(ends, default=0)
 
 
-def pending_path(path: Path) -> Path:
+def next_path(path: Path) -> Path:
     """Return where a checkpoint is written before it is finished."""
-    return _beside(path, "new")
+    return path.with_name("next.ckpt" if path.name == LAST else f".next-{path.name}")
+
+
+def previous_path(path: Path) -> Path:
+    """Return where the checkpoint before the last is kept."""
+    return path.with_name("previous.ckpt" if path.name == LAST else f".previous-{path.name}")
 
 
 def take_place(path: Path) -> None:
-    """Let the finished checkpoint at `pending_path` take the place of an older one."""
-    retired, pending = _beside(path, "old"), pending_path(path)
-    if path.is_file() and pending.is_file():
-        os.replace(pending, path)
-        return
-    found_checkpoint(path)
-    for _ in range(3):
-        remove(retired)
-        if path.exists():
-            os.replace(path, retired)
+    """Make the finished checkpoint at `next_path` the one at `path`, and that the previous one.
+
+    Raises:
+        SettingError: if it is torn; the others stay what they were.
+    """
+    written, previous = next_path(path), previous_path(path)
+    if not is_whole(written):
+        raise SettingError(
+            f"a checkpoint must be written whole, got a torn {written}. Free space or choose "
+            "another `run_dir`; the one before is kept."
+        )
+    _reach_disk(written)
+    if is_whole(path):
+        remove(previous)
+        os.replace(path, previous)
+    else:  # the previous one is better than it
+        remove(path)
+    os.replace(written, path)
+    if path.name != LAST:  # of a run's other checkpoints one of each is enough
+        remove(previous)
+
+
+def _reach_disk(checkpoint: Path) -> None:
+    """Have contents on disk before a name points to them, should the machine lose power."""
+    files = [checkpoint] if checkpoint.is_file() else [*checkpoint.iterdir()]
+    for path in (*files, checkpoint.parent):
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.replace(pending, path)
-            break
-        except OSError:
-            if not path.exists():  # else a reader has put the older one back meanwhile
-                raise
-    remove(retired)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -128,10 +192,6 @@ def remove(path: Path) -> None:
 def modified(path: Path) -> int:
     """Return when a checkpoint was written, in nanoseconds."""
     return (path / META if path.is_dir() else path).stat().st_mtime_ns
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{ending}")
 
 
 class _Shards:

@@ -5,7 +5,10 @@
 
 import logging
 import os
+import signal
+import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lar_lightning.checkpoints import found_checkpoint
+from lar_lightning.checkpoints import LAST, newest_whole
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
 from lar_lightning.requeue import release_signals
+from lar_lightning.run_lock import is_first_process, locked
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
 from lar_lightning.strategy import RunCheckpointIO
@@ -40,7 +45,17 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         is_dry = bool(getattr(trainer, "fast_dev_run", False))
         if trainer.global_step != self._last_global_step_saved and not is_dry:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+            self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        # Lightning raises it between two steps, on all ranks at once.
+        is_between = isinstance(exception, SIGTERMException) and trainer.training
+        if is_between and trainer.global_step != self._last_global_step_saved:
+            self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
 
 
 class RunCLI(LightningCLI):
@@ -85,10 +100,12 @@ class RunCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config: Namespace = self._of_subcommand(self.config)
-        last = found_checkpoint(checkpoint_path(Path(config.run_dir)))
-        if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
-            print(f"{self.subcommand}: goes on from {last}", flush=True)
-            config.ckpt_path = str(last)
+        last = checkpoint_path(Path(config.run_dir))
+        whole = newest_whole(last) if config.get("ckpt_path") is None else None
+        if whole is not None and self.subcommand is not None:
+            torn = "" if whole == last else f", since {last.name} is torn or missing"
+            print(f"{self.subcommand}: goes on from {whole}{torn}", flush=True)
+            config.ckpt_path = str(whole)
             config.trainer.num_sanity_val_steps = 0  # passed when the run began
         if "weights_only" in config:
             config.weights_only = True  # a checkpoint is data; nothing in it may run
@@ -124,6 +141,17 @@ class RunCLI(LightningCLI):
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         kwargs.setdefault("plugins", [*plugins, RunCheckpointIO()])
         return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **options: Any) -> None:
+        """Train, with no other `fit` in the run folder."""
+        run_dir = Path(self._of_subcommand(self.config).run_dir)
+        with locked(run_dir) if is_first_process() else nullcontext():
+            try:
+                self.trainer.fit(**options)
+            except SIGTERMException as error:
+                # Lightning would end with 0, which tells a scheduler that training is finished.
+                print("stopped by SIGTERM: the same command goes on from here", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGTERM) from error
 
     def _of_subcommand(self, config: Any) -> Any:
         return config[self.subcommand] if self.subcommand else config

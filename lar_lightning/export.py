@@ -13,7 +13,7 @@ from torch import nn
 
 from lar_lightning.artefacts import replacing_folder
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.checkpoints import found_checkpoint, modified, read_checkpoint
+from lar_lightning.checkpoints import modified, newest_whole, read_checkpoint
 from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
 from lar_lightning.module import check_checkpoint
@@ -42,7 +42,8 @@ def export_run(base_model: str, run_dir: Path, ckpt_path: Path | None = None) ->
         SettingError: if there is no training checkpoint, or it belongs to another base model or
         vocabulary.
     """
-    source = found_checkpoint(ckpt_path or checkpoint_path(run_dir))
+    last = checkpoint_path(run_dir)
+    source = ckpt_path or newest_whole(last) or last
     target = export_path(run_dir)
     if not source.exists():
         raise SettingError(

@@ -22,7 +22,7 @@ from lar_lightning.artefacts import disk_error
 from lar_lightning.checkpoints import (
     META,
     Rows,
-    pending_path,
+    next_path,
     read_checkpoint,
     remove,
     shard_name,
@@ -40,7 +40,7 @@ class RunCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        pending = pending_path(Path(path))
+        pending = next_path(Path(path))
         remove(pending)
         super().save_checkpoint(checkpoint, pending, storage_options)
         take_place(Path(path))
@@ -113,7 +113,7 @@ class ShardedStrategy(ModelParallelStrategy):
             content = _gathered(checkpoint, is_kept=self.is_global_zero)
             self._together(lambda: self._write_file(content, path))
             return
-        pending = pending_path(path)
+        pending = next_path(path)
         content, shards = split_shards(checkpoint)
         self._together(lambda: self._make_folder(pending))
         self._together(lambda: self._write_shard(content, shards, pending))

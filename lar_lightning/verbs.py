@@ -6,11 +6,13 @@ from `data.init_args`. Imports stand inside, so that `--help` costs nothing.
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lar_lightning.errors import SettingError
+from lar_lightning.estimates.table import Assumptions
+from lar_lightning.estimates.workload import Trainable, Workload
 from lar_lightning.settings import (
     EvaluationSettings,
     GridSettings,
@@ -159,6 +161,28 @@ def report(base_model: str, run_dir: Path) -> None:
     write_report(base_model, run_dir)
 
 
+def estimate(
+    backbones: Sequence[str] = ("qwen3-8b", "llama-3.1-8b", "qwen3-32b", "llama-3.1-70b"),
+    trainables: Sequence[Trainable] = ("rows", "lora", "full"),
+    devices: Sequence[int] = (1, 8, 64),
+    workload: Workload = Workload(),
+    assumptions: Assumptions = Assumptions(),
+) -> None:
+    """Print what a training step takes: memory of each H200, and time.
+
+    Args:
+        backbones: Presets (`qwen3-8b`, `llama-3.1-8b`, `qwen3-32b`, `llama-3.1-70b`), or checkpoint
+            folders.
+        trainables: What is trained; see `model.trainable`.
+        devices: Numbers of H200s, eight a node, over which everything is sharded.
+        workload: A step, as one device sees it; `trainable` and `num_shards` are set by the table.
+        assumptions: What is taken for granted of speed.
+    """
+    from lar_lightning.estimates.table import table_lines
+
+    print("\n".join(table_lines(backbones, trainables, devices, workload, assumptions)))
+
+
 SHORTHANDS = {"--strict": "--recordings.is_strict=true"}
 """Options that need no value."""
 
@@ -170,6 +194,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "ablate": ablate,
     "report": report,
+    "estimate": estimate,
 }
 
 

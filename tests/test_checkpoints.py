@@ -9,8 +9,8 @@ import torch
 
 from lar_lightning.checkpoints import (
     META,
-    found_checkpoint,
-    pending_path,
+    newest_whole,
+    next_path,
     read_checkpoint,
     remove,
     shard_name,
@@ -42,10 +42,10 @@ def test_checkpoint_of_either_form_takes_the_place_of_either(
 ) -> None:
     path = tmp_path / "last.ckpt"
     FORMS[before](path, 1)
-    FORMS[after](pending_path(path), 2)
+    FORMS[after](next_path(path), 2)
     take_place(path)
     assert read_checkpoint(path)["step"] == 2
-    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 @pytest.mark.parametrize("before", FORMS)
@@ -57,7 +57,7 @@ def test_process_killed_while_it_replaces_a_checkpoint_leaves_one_of_them(
     """Killed after so many renames and removals; the next run saves as if nothing had been."""
     path = tmp_path / "last.ckpt"
     FORMS[before](path, 1)
-    FORMS[after](pending_path(path), 2)
+    FORMS[after](next_path(path), 2)
     done = 0
 
     class Killed(BaseException):
@@ -78,12 +78,12 @@ def test_process_killed_while_it_replaces_a_checkpoint_leaves_one_of_them(
         patch.setattr("lar_lightning.checkpoints.remove", counted(remove))
         with contextlib.suppress(Killed):
             take_place(path)
-    assert read_checkpoint(path)["step"] in (1, 2)
-    remove(pending_path(path))
-    FORMS[after](pending_path(path), 3)
+    assert read_checkpoint(newest_whole(path) or path)["step"] in (1, 2)
+    remove(next_path(path))
+    FORMS[after](next_path(path), 3)
     take_place(path)
     assert read_checkpoint(path)["step"] == 3
-    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) 
 
 def test_checkpoint_that_is_missing_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"got .*none\.ckpt, which does not exist"):
-        read_checkpoint(found_checkpoint(tmp_path / "none.ckpt"))
+        read_checkpoint(tmp_path / "none.ckpt")

@@ -44,14 +44,14 @@ class Lar(TurnAgent):
             SettingError: If neither a run nor a configuration is named, or training fails.
         """
         from lar_lightning.agents.workshop import Prepared
-        from lar_lightning.checkpoints import found_checkpoint
+        from lar_lightning.checkpoints import newest_whole
         from lar_lightning.export import export_run
         from lar_lightning.runs import checkpoint_path, vocabulary_path
 
         run_dir = Path(self.run_dir) if self.run_dir else workshop.folder / "run"
         if not self.run_dir:
             self._train(workshop, run_dir)
-        elif not found_checkpoint(checkpoint_path(run_dir)).exists():
+        elif newest_whole(checkpoint_path(run_dir)) is None:
             raise SettingError(
                 f"`methods.lar.run_dir` must be a trained run, got {self.run_dir!r} without "
                 f"{checkpoint_path(run_dir).name}. Run the verb `fit` first, or name a `config`."
