@@ -30,14 +30,15 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], index: int) -> Ca
         if not torch.is_grad_enabled():
             return forward(*args, past_key_values=past_key_values, **options)
         found = _switches(layer)
-        begun = None if past_key_values is None else copy(_cache_layer(past_key_values, index))
+        cache: Any = past_key_values
+        begun = None if cache is None else copy(_cache_layer(cache, index))
 
         def once(*inputs: Any) -> tuple[Any, Tensor | None, Tensor | None]:
             with _switched(found):
                 if begun is None:
                     return forward(*inputs, past_key_values=None, **options), None, None
-                own = copy(past_key_values)
-                own.layers = [*past_key_values.layers]
+                own = copy(cache)
+                own.layers = [*cache.layers]
                 own.layers[index] = reached = copy(begun)
                 output = forward(*inputs, past_key_values=own, **options)
                 return output, reached.keys, reached.values

@@ -82,12 +82,9 @@ def _array_shard(environment: Mapping[str, str]) -> Shard:
     found = [environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
     if not found[0]:
         return WHOLE
-    try:
-        task, first, last, step, count = map(int, found)
-        is_even = step > 0 and (last - first) // step + 1 == count and (task - first) % step == 0
-    except ValueError:
-        is_even = False
-    if not is_even:
+    task, first, last, step, count = (int(value) if value.isdecimal() else -1 for value in found)
+    is_known = min(task, first, last, count) >= 0 and step > 0
+    if not is_known or (last - first) // step + 1 != count or (task - first) % step:
         given = ", ".join(f"{name} {value!r}" for name, value in zip(names, found, strict=True))
         raise SettingError(
             "`--shard auto` needs an array of even steps (`--array=0-7`), since only then do its "

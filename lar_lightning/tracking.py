@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -33,8 +33,8 @@ class TrackedRun(WandbLogger):
         """
         import wandb
 
-        limits = {"init_timeout": connect_seconds, "finish_timeout": finish_seconds}
-        super().__init__(**options, settings=wandb.Settings(**limits))
+        limits = wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds)
+        super().__init__(**options, settings=limits)
 
     @property
     @rank_zero_experiment

@@ -82,7 +82,7 @@ def workload_of(step: SmallStep) -> Workload:
     num_prompt = int(is_latent.nonzero()[0])
     num_tokens = batch.teacher_ids.shape[1]
     return Workload(
-        trainable=step.trainable,
+        trainable=step.trainable,  # type: ignore[arg-type]
         batch_size=len(batch.student_ids),
         num_tokens=num_tokens,
         num_prompt_tokens=num_prompt,
@@ -158,7 +158,8 @@ def measured_bytes(step: SmallStep, num_steps: int = 2) -> dict[str, int]:
         phase: max((event.start_ns(), event.end_ns()) for event in events if event.name() == phase)
         for phase in PHASES
     }
-    in_use, peaks = step.fixed_bytes, dict.fromkeys(PHASES, 0)
+    in_use = step.fixed_bytes
+    peaks: dict[str, int] = dict.fromkeys(PHASES, 0)
     for event in events:
         if event.name() != "[memory]":
             continue

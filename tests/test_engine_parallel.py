@@ -151,7 +151,10 @@ def test_beside_the_ranks_of_training_an_engine_has_its_own_process(
     """And one process of all nodes makes the rollouts of a run."""
     monkeypatch.setenv("RANK", "0")
     torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store")), rank=0, world_size=1
+        "gloo",
+        store=torch.distributed.FileStore(str(tmp_path / "store")),
+        rank=0,
+        world_size=1,  # type: ignore[attr-defined]
     )
     try:
         with open_policy(tiny_checkpoint, "transformers") as policy:

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,13 @@ def same_weights(run_dir: Path, other: Path) -> bool:
 
 def dawdle_in_writing() -> None:
     """Write checkpoints slowly: half of the bytes, a pause, the rest."""
-    import lightning.fabric.plugins.io.torch_io as io
+    import importlib
 
+    io: Any = importlib.import_module("lightning.fabric.plugins.io.torch_io")
     save = io._atomic_save
 
     def slowly(checkpoint: object, path: object) -> None:
-        save(checkpoint, path)  # type: ignore[arg-type]
+        save(checkpoint, path)
         content = Path(str(path)).read_bytes()
         with Path(str(path)).open("wb") as file:
             file.write(content[: len(content) // 2])
