@@ -30,12 +30,12 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], index: int) -> Ca
         if not torch.is_grad_enabled():
             return forward(*args, past_key_values=past_key_values, **options)
         found = _switches(layer)
-        cache: Any = past_key_values
+        cache = past_key_values
         begun = None if cache is None else copy(_cache_layer(cache, index))
 
         def once(*inputs: Any) -> tuple[Any, Tensor | None, Tensor | None]:
             with _switched(found):
-                if begun is None:
+                if begun is None or cache is None:
                     return forward(*inputs, past_key_values=None, **options), None, None
                 own = copy(cache)
                 own.layers = [*cache.layers]

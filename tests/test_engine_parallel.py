@@ -150,12 +150,8 @@ def test_beside_the_ranks_of_training_an_engine_has_its_own_process(
 ) -> None:
     """And one process of all nodes makes the rollouts of a run."""
     monkeypatch.setenv("RANK", "0")
-    torch.distributed.init_process_group(
-        "gloo",
-        store=torch.distributed.FileStore(str(tmp_path / "store")),
-        rank=0,
-        world_size=1,  # type: ignore[attr-defined]
-    )
+    store = torch.distributed.FileStore(str(tmp_path / "store"))  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         with open_policy(tiny_checkpoint, "transformers") as policy:
             assert isinstance(policy, EngineProcesses)
