@@ -36,7 +36,7 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], index: int) -> Ca
             with _switched(found):
                 if begun is None:
                     return forward(*inputs, past_key_values=None, **options), None, None
-                own = copy(past_key_values)
+                own: Any = copy(past_key_values)
                 own.layers = [*past_key_values.layers]
                 own.layers[index] = reached = copy(begun)
                 output = forward(*inputs, past_key_values=own, **options)

@@ -52,7 +52,9 @@ def load_sharded_student(
         models.append(hollow_model(checkpoint, dtype))
         options["teacher"] = models[1]
     # Extending a model moves its modules to other names, but keeps them.
-    names = [{module: name for name, module in model.named_modules()} for model in models]
+    names: list[dict[nn.Module, str]] = [
+        {module: name for name, module in model.named_modules()} for model in models
+    ]
     student = Student(models[0], vocabulary, trainable=trainable, is_hollow=True, **options)
     shard(student, mesh)
     for of_model in names:
