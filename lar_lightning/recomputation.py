@@ -37,7 +37,7 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any], index: int) -> Ca
             with _switched(found):
                 if begun is None or cache is None:
                     return forward(*inputs, past_key_values=None, **options), None, None
-                own = copy(cache)
+                own: Any = copy(cache)
                 own.layers = [*cache.layers]
                 own.layers[index] = reached = copy(begun)
                 output = forward(*inputs, past_key_values=own, **options)

@@ -363,9 +363,10 @@ def test_sampling_is_refused_where_the_model_is_sharded() -> None:
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[Any]:
     """A group of this process alone."""
+    from torch.distributed import FileStore  # type: ignore[attr-defined]
     from torch.distributed.device_mesh import init_device_mesh
 
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    store = FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
