@@ -53,7 +53,7 @@ MODES = ("rows", "lora", "full")
 NATS = {"rows": 2e-6, "lora": 2e-6, "full": 2e-4}
 """Tolerance of losses. The norm that clips is a sum in another order; where fp32 weights are read
 in bfloat16, a change in their last digit now and then rounds the other way."""
-SHARE = {"rows": 1e-5, "lora": 1e-5, "full": 2e-2}
+SHARE = {"rows": 1e-3, "lora": 1e-4, "full": 2e-2}
 """Tolerance of weights and moments: norm of the difference, as a share of the norm."""
 
 
@@ -181,11 +181,14 @@ def bases(tiny_checkpoint: Path, untied: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def starts(
-    rolled_out: Path, untied: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    folder = make_tiny_run(tmp_path_factory.mktemp("rolled_out") / "run", untied)
-    return {"rows": rolled_out, "lora": folder, "full": rolled_out}
+def starts(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Rollouts whose prompts begin in four ways: batches fall into more groups or fewer."""
+    folder = tmp_path_factory.mktemp("rolled_out")
+    beginnings = tuple(f"{word} the text. " * 12 for word in ("return", "total", "user", "any"))
+    made = {
+        mode: make_tiny_run(folder / mode, bases[mode], beginnings) for mode in ("rows", "lora")
+    }
+    return {**made, "full": made["rows"]}
 
 
 @pytest.fixture(scope="module")
