@@ -102,6 +102,7 @@ def take_place(path: Path) -> None:
     retired, pending = _beside(path, "old"), pending_path(path)
     if path.is_file() and pending.is_file():
         os.replace(pending, path)
+        remove(retired)  # of a process that was killed before it came to this
         return
     found_checkpoint(path)
     for _ in range(3):
