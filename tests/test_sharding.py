@@ -50,10 +50,10 @@ STEPS = (
     "--checkpoint.save_top_k=-1",
 )
 MODES = ("rows", "lora", "full")
-NATS = {"rows": 2e-6, "lora": 2e-6, "full": 2e-4}
-"""Tolerance of losses. The norm that clips is a sum in another order; where fp32 weights are read
-in bfloat16, a change in their last digit now and then rounds the other way."""
-SHARE = {"rows": 1e-3, "lora": 1e-4, "full": 2e-2}
+NATS = {"rows": 5e-5, "lora": 2e-6, "full": 2e-4}
+"""Tolerance of losses. The norm that clips is a sum in another order; where rows or weights in
+fp32 are read in bfloat16, a change in their last digit now and then rounds the other way."""
+SHARE = {"rows": 1e-2, "lora": 1e-4, "full": 2e-2}
 """Tolerance of weights and moments: norm of the difference, as a share of the norm."""
 
 
