@@ -1,5 +1,8 @@
 """Lightning callbacks; only YAML names them."""
 
 from callbacks.horizon_metrics import HorizonMetrics
+from callbacks.latent_sample_table import LatentSampleTable
+from callbacks.row_monitor import RowMonitor
+from callbacks.throughput_monitor import ThroughputMonitor
 
-__all__ = ["HorizonMetrics"]
+__all__ = ["HorizonMetrics", "LatentSampleTable", "RowMonitor", "ThroughputMonitor"]

@@ -11,13 +11,14 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
+from lar_lightning.progress import progress_bar
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
 
@@ -107,7 +108,8 @@ class RunCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
-            kwargs.setdefault("callbacks", [*callbacks, TQDMProgressBar()])
+            if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+                kwargs.setdefault("callbacks", [*callbacks, progress_bar()])
         return super().instantiate_trainer(**kwargs)
 
     def _of_subcommand(self, config: Any) -> Any:
