@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 COLUMNS = (
-    *("step", "task", "prompt_end", "text", "units", "tokens"),
+    *("step", "task", "prompt_end", "text", "marked", "units", "tokens"),
     *("units_per_token", "agreement", "finished"),
 )
 
@@ -33,8 +33,10 @@ class LatentSampleTable(L.Callback):
 
     Metrics recorded:
         gen/samples: with a `WandbLogger`, a table at each step of writing: task, end of the prompt,
-            text with latents highlighted, units, base tokens, agreement with the teacher's greedy
-            text.
+            text with latents highlighted, and with latents in brackets, units, base tokens,
+            agreement with the teacher's greedy text.
+        gen/samples_page: with a `WandbLogger`, the highlighted texts on one page. W&B keeps the
+            pages inside a table apart from an offline run's files until it is synchronised.
 
     File, without W&B too: `run_dir/metrics/samples.jsonl`, one text a line with its pieces
     (text, `latent`, `explicit` or `special`, units, base tokens).
@@ -85,8 +87,7 @@ class LatentSampleTable(L.Callback):
         self.file.put(generation.step, rows)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                table = [_table_row(generation.step, row) for row in rows]
-                logger.log_table("gen/samples", list(COLUMNS), table, step=generation.step)
+                _show(logger, generation.step, rows)
 
 
 def sample_row(
@@ -117,20 +118,37 @@ def sample_row(
     }
 
 
-def _table_row(step: int, row: dict[str, Any]) -> list[Any]:
+def _show(logger: WandbLogger, step: int, rows: Sequence[dict[str, Any]]) -> None:
     import wandb
 
-    pieces = [
-        Piece(text=text, kind=kind, num_units=units, num_tokens=tokens)
-        for text, kind, units, tokens in row["pieces"]
-    ]
-    values = {
-        **row,
-        "step": step,
-        "text": wandb.Html(highlighted(pieces), inject=False),
-        "units_per_token": row["units"] / max(row["tokens"], 1),
-    }
-    return [values[column] for column in COLUMNS]
+    table, pages = [], []
+    for row in rows:
+        pieces = [
+            Piece(text=text, kind=kind, num_units=units, num_tokens=tokens)
+            for text, kind, units, tokens in row["pieces"]
+        ]
+        page = highlighted(pieces)
+        values = {
+            **row,
+            "step": step,
+            "text": wandb.Html(page, inject=False),
+            "marked": bracketed(pieces),
+            "units_per_token": row["units"] / max(row["tokens"], 1),
+        }
+        table.append([values[column] for column in COLUMNS])
+        pages.append(f"<h4>{html.escape(row['task'])}</h4>{page}")
+    logger.log_table("gen/samples", list(COLUMNS), table, step=step)
+    whole: Any = wandb.Html("<hr>".join(pages), inject=False)
+    logger.log_metrics({"gen/samples_page": whole}, step=step)
+
+
+def bracketed(pieces: Sequence[Piece]) -> str:
+    """Return pieces as text in which latents stand in brackets, and nothing is hidden."""
+    shown = ["".join(text for text, _ in marked_runs(piece.text, "hidden")) for piece in pieces]
+    return "".join(
+        f"\u27e6{text}\u27e7" if piece.kind == "latent" else text
+        for piece, text in zip(pieces, shown, strict=True)
+    )
 
 
 STYLES = {"latent": "background:#cfe8cf;border-radius:3px", "special": "color:#999"}
