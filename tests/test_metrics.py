@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_processes_side_by_side_add_their_work_and_not_their_time() -> None:
 @given(st.lists(st.integers(0, 2), max_size=20))
 def test_repeated_ngrams_are_those_that_stood_before(tokens: list[int]) -> None:
     repeated, total = repeated_ngrams(tokens, 2)
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(pairwise(tokens))
     assert total == len(pairs)
     assert repeated == sum(pair in pairs[:index] for index, pair in enumerate(pairs))
 
