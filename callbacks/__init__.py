@@ -1,6 +1,9 @@
 """Lightning callbacks; only YAML names them."""
 
 from callbacks.horizon_metrics import HorizonMetrics
+from callbacks.latent_sample_table import LatentSampleTable
 from callbacks.requeue import Requeue
+from callbacks.row_monitor import RowMonitor
+from callbacks.throughput_monitor import ThroughputMonitor
 
-__all__ = ["HorizonMetrics", "Requeue"]
+__all__ = ["HorizonMetrics", "LatentSampleTable", "Requeue", "RowMonitor", "ThroughputMonitor"]

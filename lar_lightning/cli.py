@@ -16,7 +16,7 @@ import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -25,6 +25,7 @@ from typing_extensions import override
 from lar_lightning.checkpoints import LAST, newest_whole
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
+from lar_lightning.progress import progress_bar
 from lar_lightning.requeue import release_signals
 from lar_lightning.run_lock import is_first_process, locked
 from lar_lightning.runs import checkpoint_path
@@ -132,7 +133,8 @@ class RunCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
-            kwargs.setdefault("callbacks", [*callbacks, TQDMProgressBar()])
+            if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+                kwargs.setdefault("callbacks", [*callbacks, progress_bar()])
         plugins = self._of_subcommand(self.config_init).trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         is_given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)

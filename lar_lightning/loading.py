@@ -1,5 +1,6 @@
 """A loader of aligned trajectories that can be resumed in the middle of an epoch."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class TrajectoryLoader:
         self.num_ranks = num_ranks
         self.epoch = 0
         self.num_yielded = 0
+        self.seconds_loading = 0.0
+        """Spent on making batches, while training waited."""
         self._is_restored = False
 
     def __len__(self) -> int:
@@ -69,7 +72,10 @@ class TrajectoryLoader:
         batches = self.batches_of_epoch()
         while self.num_yielded < len(batches):
             self.num_yielded += 1
-            yield collate([self.trajectories[index] for index in batches[self.num_yielded - 1]])
+            start = time.perf_counter()
+            batch = collate([self.trajectories[index] for index in batches[self.num_yielded - 1]])
+            self.seconds_loading += time.perf_counter() - start
+            yield batch
 
     def batches_of_epoch(self) -> list[list[int]]:
         """Return the trajectories of each of this process's batches, by index."""
