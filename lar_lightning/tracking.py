@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
 from lar_lightning.artefacts import write_json
@@ -106,6 +106,21 @@ class TrackedRun(WandbLogger):
                 f"W&B's process has ended ({error}). Training goes on without it; what it has "
                 f"written is in {self.save_dir}: `wandb sync` brings it up."
             )
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run when training ends, so that nothing waits for the process to end well."""
+        super().finalize(status)
+        run, self._experiment = self._experiment, None
+        if run is None or self.is_lost:
+            return
+        import wandb
+
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except (OSError, wandb.Error) as error:
+            rank_zero_warn(f"W&B could not end its run ({error}); see {self.save_dir}.")
 
     def _identify(self) -> None:
         """Take the run's identity from its folder, or leave it there."""

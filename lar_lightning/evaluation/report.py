@@ -4,9 +4,7 @@ Parts whose files are missing are left out, with the verb that makes them. Texts
 the template escapes all of them, and on top of that allows no script but its own, by its hash.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,43 +13,26 @@ from lar_lightning.agents.episode import Episode
 from lar_lightning.artefacts import write_text
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.errors import SettingError
-from lar_lightning.evaluation.examples import Example, make_examples, marked_runs, sides
+from lar_lightning.evaluation.examples import Example, make_examples, marked_runs, pieces_of
 from lar_lightning.evaluation.pages import digest, fill, source
-from lar_lightning.evaluation.plots import Curves, read_curves, training_plots
+from lar_lightning.evaluation.plots import Curves, training_plots
 from lar_lightning.evaluation.results.statistics import shared_prefix_share
+from lar_lightning.evaluation.run_contents import Row, RunContents, read_contents
 from lar_lightning.evaluation.run_plots import boundary_plot, small_plots
-from lar_lightning.evaluation.run_records import (
-    USAGE,
-    Alarm,
-    Sample,
-    Stage,
-    read_alarms,
-    read_config,
-    read_samples,
-    read_stages,
-    read_usage,
-    versions,
-)
-from lar_lightning.evaluation.runner import read_header, read_run
+from lar_lightning.evaluation.run_records import USAGE, versions
 from lar_lightning.evaluation.vocabulary_browser import (
     BrowsedLatent,
-    Use,
     browsed_latents,
-    mined_uses,
+    count_latents,
     written_uses,
 )
-from lar_lightning.runs import export_path, vocabulary_path
-from lar_lightning.segments import LatentVocabulary
 
-Row = Mapping[str, Any]
 Facts = list[tuple[str, str, str]]
 """Name, value, and what it means."""
 
 REPORT_FILE = "report.html"
 NOTHING = "\u2013"
 SCRIPT = "page.js"
-MOST_USES = 3
-"""Examples of a latent."""
 RESULT_COLUMNS = {
     "score": ("Score", "share of tasks solved, mean over runs; 95 % interval over tasks"),
     "generated_units": ("Generated units", "steps of decoding; below, against vanilla"),
@@ -107,27 +88,6 @@ FILES = {
     "results.json": "the table above, for programs (evaluate)",
     "results.md": "the table above, as Markdown (evaluate)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunContents:
-    """What the folder of a run holds; None or empty where a stage has not been."""
-
-    rows: list[Row]
-    vocabulary: LatentVocabulary | None
-    curves: Curves
-    episodes: dict[str, dict[str, Episode]]
-    """First run of vanilla and of LAR: method -> task -> episode."""
-    settings: Mapping[str, Any]
-    """Of the evaluation."""
-    export: Path | None
-    """The trained checkpoint, whose tokenizer knows the latents."""
-    alarms: list[Alarm]
-    stages: list[Stage]
-    samples: list[Sample]
-    usage: dict[int, dict[str, float]]
-    mined_uses: dict[int, list[Use]]
-    config: str
 
 
 def write_report(base_model: str, run_dir: Path) -> Path:
@@ -198,61 +158,6 @@ def page_data(base_model: str, run_dir: Path) -> dict[str, Any]:
         "files": run_files(run_dir),
         "missing": missing_parts(contents),
     }
-
-
-def read_contents(run_dir: Path) -> RunContents:
-    """Read what is there.
-
-    Raises:
-        SettingError: if a file is not what its stage writes.
-    """
-    results, export = run_dir / "results.json", export_path(run_dir)
-    served = vocabulary_path(export)  # of a run in stages, the latents that held
-    path = served if served.exists() else vocabulary_path(run_dir)
-    evaluated = {
-        method: run_dir / "evaluation" / f"{method}-0.jsonl" for method in ("vanilla", "lar")
-    }
-    headers = {method: read_header(file) for method, file in evaluated.items() if file.exists()}
-    try:
-        episodes = {
-            method: {
-                episode.task_id: episode
-                for episode in read_run(evaluated[method], method, 0).episodes
-            }
-            for method in headers
-        }
-        settings = headers["lar"]["signature"]["settings"] if "lar" in headers else {}
-    except (KeyError, TypeError) as error:
-        raise SettingError(
-            f"`run_dir` must hold answers of this version in {run_dir / 'evaluation'}, got others "
-            f"({error!r}). Remove them and run the verb `evaluate`."
-        ) from error
-    vocabulary = LatentVocabulary.load(path) if path.exists() else None
-    mined = run_dir / "mining_report.json"
-    return RunContents(
-        rows=_read_json(results) if results.exists() else [],
-        vocabulary=vocabulary,
-        curves=read_curves(run_dir / "logs"),
-        episodes=episodes,
-        settings=settings,
-        export=export if (export / "tokenizer.json").exists() else None,
-        alarms=read_alarms(run_dir),
-        stages=read_stages(run_dir),
-        samples=read_samples(run_dir),
-        usage=read_usage(run_dir),
-        mined_uses=mined_uses(mined, vocabulary) if vocabulary else {},
-        config=read_config(run_dir),
-    )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(
-            f"`run_dir` must hold JSON in {path}, got something else ({error}). "
-            "Remove it and run the verb `evaluate`."
-        ) from error
 
 
 def missing_parts(contents: RunContents) -> dict[str, str]:
@@ -355,29 +260,16 @@ def horizons(curves: Curves, rows: Mapping[str, Row]) -> list[tuple[str, float, 
 
 def latents(contents: RunContents) -> list[BrowsedLatent]:
     """Return the rows of the vocabulary browser."""
-    if contents.vocabulary is None:
+    vocabulary, episodes = contents.vocabulary, contents.episodes.get("lar", {})
+    if vocabulary is None:
         return []
-    uses = {index: list(found) for index, found in contents.mined_uses.items()}
-    for index, use in _written(contents):
-        if len(uses.setdefault(index, [])) < MOST_USES:
-            uses[index].append(use)
-    episodes = contents.episodes.get("lar", {}).values()
-    return browsed_latents(contents.vocabulary, episodes, contents.usage, uses)
-
-
-def _written(contents: RunContents) -> list[tuple[int, Use]]:
-    vocabulary, lar = contents.vocabulary, contents.episodes.get("lar", {})
-    if vocabulary is None or contents.export is None or not lar:
-        return []
-    tokenizer = load_tokenizer(contents.export)
-    vanilla = contents.episodes.get("vanilla", lar)
-    return [
-        found
-        for task, episode in lar.items()
-        for found in written_uses(
-            vocabulary, sides(tokenizer, vocabulary, vanilla.get(task, episode), episode)[1]
-        ).items()
-    ]
+    emitted = count_latents(vocabulary, (episode.units for episode in episodes.values()))
+    tokenizer = load_tokenizer(contents.export) if contents.export and episodes else None
+    uses = [contents.mined_uses]
+    for task, episode in episodes.items() if tokenizer else ():
+        pieces = pieces_of(tokenizer, vocabulary, episode.units)
+        uses.append(written_uses(vocabulary, task, pieces))
+    return browsed_latents(vocabulary, episodes.values(), emitted, contents.usage, uses)
 
 
 def task_table(episodes: Mapping[str, Mapping[str, Episode]]) -> list[dict[str, Any]]:

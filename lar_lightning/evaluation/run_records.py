@@ -117,7 +117,8 @@ def read_usage(run_dir: Path) -> dict[int, dict[str, float]]:
     """Read how often each latent was due and taken at the last measurement: index -> counts."""
 
     def counts(row: Mapping[str, str]) -> tuple[int, dict[str, float]]:
-        return int(row["latent"]), {name: float(row[name]) for name in USAGE if row.get(name)}
+        found = {name: float(row[name]) for name in USAGE if name in row}
+        return int(row["latent"]), found
 
     return dict(_made(_csv_rows(run_dir / "metrics" / "latent_usage.csv"), counts))
 

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lar_lightning.agents.episode import Episode
 from lar_lightning.errors import SettingError
+from lar_lightning.evaluation.examples import Piece
 from lar_lightning.segments import LatentAction, LatentVocabulary
-
-if TYPE_CHECKING:
-    from lar_lightning.evaluation.examples import Side
 
 CONTEXT = 60
 """Characters on either side of an example."""
@@ -27,6 +25,10 @@ class Use:
     before: str
     text: str
     after: str
+
+
+MOST_USES = 3
+"""Examples of a latent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +49,22 @@ class BrowsedLatent:
 def browsed_latents(
     vocabulary: LatentVocabulary,
     episodes: Iterable[Episode],
+    emitted: Counter[int],
     usage: Mapping[int, Mapping[str, float]],
-    uses: Mapping[int, Sequence[Use]],
+    uses: Sequence[Mapping[int, Use]],
 ) -> list[BrowsedLatent]:
     """Return the latents, those most used first.
 
-    Raises:
-        SettingError: if an episode holds a latent beyond the vocabulary.
+    Args:
+        vocabulary: Of the run.
+        episodes: That LAR has played.
+        emitted: Latents in them, by index.
+        usage: Of `latent_usage.csv`, by index.
+        uses: Of each text, by index; the first of a latent are kept.
     """
-    units = [episode.units for episode in episodes]
-    emitted = count_latents(vocabulary, units)
     places = count_latents(
-        vocabulary, (vocabulary.encode(vocabulary.expand(written)) for written in units)
+        vocabulary,
+        (vocabulary.encode(vocabulary.expand(episode.units)) for episode in episodes),
     )
     table = [
         BrowsedLatent(
@@ -67,7 +73,7 @@ def browsed_latents(
             emitted=emitted[index],
             places=places[index],
             counts=usage.get(index, {}),
-            uses=tuple(uses.get(index, ())),
+            uses=tuple(found[index] for found in uses if index in found)[:MOST_USES],
         )
         for index, latent in enumerate(vocabulary.latents)
     ]
@@ -94,37 +100,39 @@ def count_latents(vocabulary: LatentVocabulary, texts: Iterable[Sequence[int]]) 
     return counts
 
 
-def mined_uses(path: Path, vocabulary: LatentVocabulary) -> dict[int, list[Use]]:
+def mined_uses(path: Path, vocabulary: LatentVocabulary) -> dict[int, Use]:
     """Read an example of each latent from `mining_report.json`; empty where there is none."""
     try:
         described: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["latents"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    uses: dict[int, list[Use]] = {}
+    uses: dict[int, Use] = {}
     for entry in described:
         index = entry.get("id", -1) - vocabulary.base_size
         example = entry.get("example") or ("", "", "")
         if 0 <= index < len(vocabulary) and vocabulary.latents[index].text == entry.get("text"):
             before, text, after = example
             if text:
-                uses[index] = [Use(where="mined", before=before, text=text, after=after)]
+                uses[index] = Use(where="mined", before=before, text=text, after=after)
     return uses
 
 
-def written_uses(vocabulary: LatentVocabulary, side: "Side") -> dict[int, Use]:
-    """Return the first use of each latent in an answer that LAR wrote."""
+def written_uses(
+    vocabulary: LatentVocabulary, where: str, pieces: Sequence[Piece]
+) -> dict[int, Use]:
+    """Return the first use of each latent in a text that the student wrote."""
     by_text = {latent.text: index for index, latent in enumerate(vocabulary.latents)}
-    texts = [piece.text for piece in side.pieces]
+    texts = [piece.text for piece in pieces]
     starts = [0]
     for text in texts:
         starts.append(starts[-1] + len(text))
     whole = "".join(texts)
     uses: dict[int, Use] = {}
-    for piece, (start, end) in zip(side.pieces, pairwise(starts), strict=True):
+    for piece, (start, end) in zip(pieces, pairwise(starts), strict=True):
         index = by_text.get(piece.text) if piece.kind == "latent" else None
         if index is not None and index not in uses:
             uses[index] = Use(
-                where=side.episode.task_id,
+                where=where,
                 before=whole[max(start - CONTEXT, 0) : start],
                 text=piece.text,
                 after=whole[end : end + CONTEXT],
