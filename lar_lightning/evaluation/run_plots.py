@@ -20,6 +20,8 @@ SHOWN_ALREADY = frozenset(
 )
 """Metrics with a drawing of their own."""
 WIDTH, HEIGHT, PAD = 240.0, 56.0, 4.0
+FLAT = 1e-3
+"""Share of its size by which a metric must vary to be drawn as more than a straight line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def boundary_plot(stages: Sequence[Stage]) -> Plot | None:
     if not stages:
         return None
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "boundary"}):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         _draw_stages(figure.add_subplot(), stages)
         svg = page_svg(figure)
     held = [stage for stage in stages if stage.holds]
@@ -68,9 +70,9 @@ def _draw_stages(axes: Axes, stages: Sequence[Stage]) -> None:
         axes.annotate(
             f"{stage.num_latents}",
             (stage.rate, stage.nats_per_token),
-            xytext=(0, 7),
+            xytext=(7, 6),
             textcoords="offset points",
-            ha="center",
+            ha="left",
             color=COLOURS["muted"],
             fontsize=9,
         )
@@ -112,12 +114,13 @@ def _line(values: Mapping[int, float], marks: Sequence[int]) -> Markup:
     """Return a curve without axes; it holds numbers only."""
     first, last = min(values), max(values)
     low, high = min(values.values()), max(values.values())
+    is_flat = high - low <= FLAT * max(abs(low), abs(high))
 
     def across(step: float) -> float:
         return PAD + (WIDTH - 2 * PAD) * (step - first) / ((last - first) or 1)
 
     def up(value: float) -> float:
-        share = (value - low) / (high - low) if high > low else 0.5
+        share = 0.5 if is_flat else (value - low) / (high - low)
         return HEIGHT - PAD - (HEIGHT - 2 * PAD) * share
 
     points = " ".join(f"{across(step):.1f},{up(values[step]):.1f}" for step in sorted(values))
