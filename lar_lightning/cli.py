@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -94,6 +95,7 @@ class RunCLI(LightningCLI):
             parser.link_arguments(name, f"data.init_args.{name}")
         parser.link_arguments("benchmark", "data.init_args.benchmark")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
         # for callbacks that have it; others are passed over
         parser.link_arguments("run_dir", "trainer.callbacks.init_args.run_dir")
@@ -126,10 +128,7 @@ class RunCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config: Namespace = self._of_subcommand(self.config)
-        if config.trainer.logger is None:
-            kwargs.setdefault(
-                "logger", CSVLogger(config.run_dir, name="logs", flush_logs_every_n_steps=10)
-            )
+        kwargs.setdefault("logger", self._loggers(config.run_dir))
         if config.trainer.enable_progress_bar is not False:
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
@@ -154,6 +153,15 @@ class RunCLI(LightningCLI):
                 # Lightning would end with 0, which tells a scheduler that training is finished.
                 print("stopped by SIGTERM: the same command goes on from here", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGTERM) from error
+
+    def _loggers(self, run_dir: Path) -> list[Logger] | bool:
+        """Put the CSV log before all others: what they are told is in the run's folder too."""
+        given = self._of_subcommand(self.config_init).trainer.logger
+        if given is False:
+            return False
+        others = [given] if isinstance(given, Logger) else given
+        csv = CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)
+        return [csv, *(others if isinstance(others, Iterable) else [])]
 
     def _of_subcommand(self, config: Any) -> Any:
         return config[self.subcommand] if self.subcommand else config

