@@ -383,6 +383,9 @@ class LatentActionModule(L.LightningModule):
         trained = self.student.trained_state()
         checkpoint["state_dict"] = {f"student.{name}": tensor for name, tensor in trained.items()}
         checkpoint["latent_actions"] = {"identity": self.identity, "settings": self._settings()}
+        # Where training was asked to stop, that was the last step.
+        num_steps = self.global_step if self.trainer.should_stop else self.num_steps
+        checkpoint["latent_actions"]["num_steps"] = num_steps
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
