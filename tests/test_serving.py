@@ -44,24 +44,24 @@ TOOLS: Any = [
     }
 ]
 OPTIONS = [
-    *("--served-model-name", "student", "--dtype", "float32", "--max-model-len", "1024"),
+    *("--served-model-name", "student", "--max-model-len", "1024"),
     *("--max-num-seqs", "4", "--enforce-eager", "--enable-prompt-tokens-details"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 ]
 
 
 @pytest.fixture(scope="module")
-def export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export(wide_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with the script's pieces as latents, each of which is followed by the next."""
-    tokenizer = load_tokenizer(tiny_checkpoint)
+    tokenizer = load_tokenizer(wide_checkpoint)
     latents = [
         LatentAction(segment=tuple(encode_text(tokenizer, text)), text=text) for text in SCRIPT
     ]
     vocabulary = LatentVocabulary(latents, base_size=len(tokenizer))
-    student = load_student(tiny_checkpoint, vocabulary)
+    student = load_student(wide_checkpoint, vocabulary)
     follow_script(student, tokenizer)
     folder = tmp_path_factory.mktemp("export")
-    write_checkpoint(student, vocabulary, tiny_checkpoint, folder)
+    write_checkpoint(student, vocabulary, wide_checkpoint, folder)
     return folder
 
 
