@@ -21,6 +21,7 @@ from torch import nn
 
 from lar_lightning.artefacts import replacing_folder, write_json, write_text
 from lar_lightning.base_models import load_tokenizer
+from lar_lightning.checkpoints import modified, newest_whole, read_checkpoint
 from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
 from lar_lightning.export_checks import check_export, probes_of, reference_of
@@ -94,7 +95,8 @@ def export_run(
         from lar_lightning.hub import check_hub
 
         check_hub(options.push_to_hub)
-    source = ckpt_path or checkpoint_path(run_dir)
+    last = checkpoint_path(run_dir)
+    source = ckpt_path or newest_whole(last) or last
     target = options.export_dir or export_path(run_dir)
     if not source.exists():
         raise SettingError(
@@ -108,7 +110,7 @@ def export_run(
     check_texts(load_tokenizer(base), vocabulary)
     made_from = {
         "checkpoint": source.name,
-        "modified": source.stat().st_mtime_ns,
+        "modified": modified(source),
         **identity_of(base, vocabulary),
     }
     if _is_up_to_date(origin, made_from, options):
@@ -207,8 +209,8 @@ def load_trained_student(
         SettingError: if the checkpoint belongs to others, or is to be of a finished run and is not.
     """
     # Mapped, so that the optimizer's state, which is larger than the model, is never read.
-    content: dict[str, Any] = torch.load(
-        checkpoint, map_location="cpu", weights_only=True, mmap=True
+    content: dict[str, Any] = read_checkpoint(
+        checkpoint, lambda shape, rows: rows(slice(0, shape[0]))
     )
     settings = content.get("latent_actions", {}).get("settings", {})
     check_checkpoint(content, identity_of(base, vocabulary), settings)
