@@ -46,7 +46,9 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         is_dry = bool(getattr(trainer, "fast_dev_run", False))
-        if trainer.global_step != self._last_global_step_saved and not is_dry:
+        # One that a callback ends is finished only now, also where the step was saved already.
+        is_new = trainer.global_step != self._last_global_step_saved or trainer.should_stop
+        if is_new and not is_dry:
             self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
 
     @override

