@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 BENCH_ARGS ?=
 UV_VERSION := 0.13.9
 SMOLLM2_VERSION := 0.1.2
@@ -41,7 +42,7 @@ quickstart: install ## train, export, evaluate and report on the model that come
 
 test: install ## run the tests (PYTEST_ARGS="-k losses -x" is passed on)
 	$(INSTALL_SLURM)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test-slurm: install ## run the tests on a SLURM of their own, which root on Debian installs by apt-get
 	$(INSTALL_SLURM)
