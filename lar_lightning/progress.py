@@ -77,11 +77,13 @@ class TerminalProgressBar(GlanceBar, RichProgressBar):
         super().__init__(refresh_rate=4, **options)
 
 
-class PlainProgressBar(GlanceBar, TQDMProgressBar):
+class PlainProgressBar(GlanceBar, TQDMProgressBar):  # type: ignore[override]
     """For files."""
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
         super().on_train_start(trainer, pl_module)
         bar, total = self.train_progress_bar, self.total_train_batches
         bar.total = total if math.isfinite(total) else None
