@@ -67,9 +67,7 @@ class RemoteSettings:
                 f"`{group}.request_seconds` must be positive, got {self.request_seconds}."
             )
         if self.num_retries < 0:
-            raise SettingError(
-                f"`{group}.num_retries` must be at least 0, got {self.num_retries}."
-            )
+            raise SettingError(f"`{group}.num_retries` must be at least 0, got {self.num_retries}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 from conftest import train_tiny_tokenizer
 
+from lar_lightning.agents.vanilla import Vanilla
 from lar_lightning.base_models import load_tokenizer
+from lar_lightning.benchmarks import load_benchmark
 from lar_lightning.errors import EngineFailure, SettingError
+from lar_lightning.evaluation.runner import Course, Method, _signature, open_engine
 from lar_lightning.policies import Completion, Request, Sampling, generate, open_policy
 from lar_lightning.policies.policy import entropy_upper_bound
 from lar_lightning.policies.remote_engine import RemotePolicy
@@ -380,7 +383,10 @@ def test_the_server_that_has_the_checkpoint_is_found_among_several(
         ({"engine": "remote", "server": "a:1"}, "must be an address such as"),
         ({"engine": "remote", "server": ("http://a", "ftp://b")}, "got 'ftp://b'"),
         ({"engine": "remote", "server": "http://me:key@a"}, "no user or password"),
-        ({"engine": "remote", "server": "http://a", "data_parallel_size": 2}, "where it is started"),
+        (
+            {"engine": "remote", "server": "http://a", "data_parallel_size": 2},
+            "where it is started",
+        ),
         ({"engine": "remote", "server": "http://a", "num_retries": -1}, "num_retries` must"),
         ({"engine": "remote", "server": "http://a", "request_seconds": 0}, "request_seconds` must"),
     ],
@@ -394,3 +400,17 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], words: s
 def test_addresses_may_end_as_users_write_them() -> None:
     options = ("http://a:1/", "http://a:1/v1", "http://a:1/v1/", "http://a:1")
     assert set(RolloutSettings(engine="remote", server=options).servers) == {"http://a:1"}
+
+
+def test_an_evaluation_goes_on_where_the_server_has_moved(
+    tiny_checkpoint: Path, server: Server, settings: Settings
+) -> None:
+    evaluation = EvaluationSettings(engine="remote", server=server.address)
+    with open_engine(evaluation) as engine:
+        assert engine.serve(tiny_checkpoint) is engine.serve(tiny_checkpoint)
+    assert server.bodies[0]["max_tokens"] == 8  # it warmed up
+    course = Course(benchmark=load_benchmark("humaneval"), identity="humaneval")
+    method = Method(label="vanilla", agent=Vanilla(), checkpoint=tiny_checkpoint)
+    moved = replace(evaluation, server=("https://elsewhere:1",), num_retries=1)
+    signatures = [_signature(method, course, [], each) for each in (evaluation, moved)]
+    assert signatures[0] == signatures[1]
