@@ -1,8 +1,8 @@
 """An engine on another machine: any server of vLLM's OpenAI API, with no code of ours in it.
 
 Agents keep what a policy wrote as the units that it wrote, and so the server must take prompts of
-token ids and return the ids that it generates (`return_token_ids`; vLLM does since 0.10.2). A server
-of texts alone cannot do: the text does not tell which units it came from.
+token ids and return the ids that it generates (`return_token_ids`, which vLLM knows). A server of
+texts alone cannot do: the text does not tell which units it came from.
 """
 
 import json
@@ -33,7 +33,7 @@ UNCHANGED = {
     "frequency_penalty": 0.0,
 }
 """Sampling from the model's own distribution. Named in each request, since a server takes what is
-left out from the checkpoint's generation config, where engines in process take nothing from there."""
+left out from the checkpoint's generation config, of which engines in process take nothing."""
 
 
 class RemotePolicy:
@@ -96,7 +96,7 @@ class RemotePolicy:
         if not isinstance(token_ids, list) or not all(isinstance(unit, int) for unit in token_ids):
             raise SettingError(
                 f"`server` must return the ids of what it generates (`return_token_ids`), got none "
-                f"from {self.served.server.address}. vLLM does since 0.10.2."
+                f"from {self.served.server.address}. Servers of vLLM do."
             )
         entropies = None
         if sampling.with_entropies:

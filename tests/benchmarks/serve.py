@@ -5,10 +5,10 @@ those that are not at work are stopped by SIGSTOP, so that one computes at a tim
 up and is not counted: with prefix caching on, all prompts have been read before. Contenders are the
 base model (`vanilla`) and the export (`latents`), each also with n-gram speculation (`+ngram`).
 
-Lengths: `free` answers end by themselves, at `--max_tokens` units at most, so texts differ. `forced`
-ones count as the same text: as many units as vanilla's own answer has (vanilla), or as that answer
-has when it is encoded with the latents (latents); the end-of-turn token is ignored. What speculation
-gains depends on the text itself: read it from the free answers.
+Lengths: `free` answers end by themselves, at `--max_tokens` units at most, so texts differ.
+`forced` ones count as the same text: as many units as vanilla's own answer has (vanilla), or as
+that answer has when it is encoded with the latents (latents); the end-of-turn token is ignored.
+What speculation gains depends on the text itself: read it from the free answers.
 
 Columns: milliseconds to the first unit (median), milliseconds for each expanded token behind the
 first, seconds an answer (mean), expanded tokens a second of wall clock. A ratio is the median over
@@ -58,13 +58,19 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--export", type=Path, default=Path("runs/quickstart/export"))
     parser.add_argument("--benchmark", default="humaneval", help="whose tasks are the chats")
     parser.add_argument("--num_rounds", type=int, default=5)
-    parser.add_argument("--num_prompts", type=int, default=8, help="at least; as many as run at once")
+    parser.add_argument(
+        "--num_prompts", type=int, default=8, help="at least; as many as run at once"
+    )
     parser.add_argument("--max_tokens", type=int, default=128, help="longest answer in units")
     parser.add_argument("--max_model_len", type=int, default=2048)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--prefix_caching", nargs="+", choices=SWITCH, default=list(SWITCH))
-    parser.add_argument("--speculative", nargs="+", choices=["off", "ngram"], default=["off", "ngram"])
-    parser.add_argument("--lengths", nargs="+", choices=["forced", "free"], default=["forced", "free"])
+    parser.add_argument(
+        "--speculative", nargs="+", choices=["off", "ngram"], default=["off", "ngram"]
+    )
+    parser.add_argument(
+        "--lengths", nargs="+", choices=["forced", "free"], default=["forced", "free"]
+    )
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**QUICK, prefix_caching=["on"], speculative=["off"])

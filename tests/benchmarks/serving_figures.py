@@ -32,8 +32,8 @@ def figures_of(load: Load) -> Figures:
 def ideals_of(other: Load, vanilla: Load) -> Figures:
     """Return the ratio of each figure that fewer units alone would give, all else being free.
 
-    Of the first unit that is the ratio of the prompts' units, of an answer that of its units, and of
-    an expanded token that of the units for each of them.
+    Of the first unit that is the ratio of the prompts' units, of an answer that of its units, and
+    of an expanded token that of the units for each of them.
     """
 
     def prompt(load: Load) -> int:

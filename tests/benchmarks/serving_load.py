@@ -23,7 +23,7 @@ class Job:
     max_units: int
     """Most units of the answer; exactly as many where the length is forced."""
     num_expanded: int | None = None
-    """Expanded tokens that a forced answer counts as; None: it ends by itself, and its own count."""
+    """Expanded tokens that a forced answer counts as; None: it ends by itself and is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,7 @@ def run_load(
     seconds = time.perf_counter() - start
     if errors:
         raise errors[0]
-    return Load(
-        wall_seconds=seconds, answers=tuple(answers[number] for number in range(len(jobs)))
-    )
+    return Load(wall_seconds=seconds, answers=tuple(answers[number] for number in range(len(jobs))))
 
 
 def ask(address: str, job: Job, vocabulary: LatentVocabulary) -> Timed:
@@ -88,7 +86,6 @@ def ask(address: str, job: Job, vocabulary: LatentVocabulary) -> Timed:
         "messages": job.messages,
         "chat_template_kwargs": {"enable_thinking": False},
         "max_tokens": job.max_units,
-        "min_tokens": job.max_units if is_forced else 0,
         "ignore_eos": is_forced,
         "temperature": 0,
         "stream": True,
@@ -128,6 +125,8 @@ def ask(address: str, job: Job, vocabulary: LatentVocabulary) -> Timed:
         connection.close()
     if usage.get("completion_tokens") != len(units):
         raise RuntimeError(f"{len(units)} units came, the server counts {usage}")
+    if is_forced and len(units) != job.max_units:
+        raise RuntimeError(f"{len(units)} units came where {job.max_units} were to")
     expanded = job.num_expanded if job.num_expanded is not None else sum(vocabulary.lengths(units))
     return Timed(
         num_prompt_units=usage["prompt_tokens"],
