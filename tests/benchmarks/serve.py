@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,4 +238,6 @@ def summary(loads: Loads) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Told to end, it takes the servers along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()
