@@ -50,7 +50,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # type: ignore[assignment]
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -176,6 +176,7 @@ def test_entropies_are_bounds_from_what_is_listed(policy: RemotePolicy, server: 
     found = written(policy, Sampling(with_entropies=True))
     bound = entropy_upper_bound(np.asarray([-0.5, -1.5]), len(server.tokenizer))
     for done in found.values():
+        assert done.entropies is not None
         np.testing.assert_allclose(done.entropies, [bound] * len(done.token_ids), rtol=1e-6)
     assert {body["logprobs"] for body in server.bodies} == {20}
 

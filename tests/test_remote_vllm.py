@@ -78,7 +78,9 @@ def test_a_server_writes_what_the_engine_in_process_does(
             ]
             for name, done in expected.items():
                 if done.entropies is not None:
-                    np.testing.assert_allclose(found[name].entropies, done.entropies, atol=1e-3)
+                    entropies = found[name].entropies
+                    assert entropies is not None
+                    np.testing.assert_allclose(entropies, done.entropies, atol=1e-3)
     assert stopped["0"].is_finished
     assert len(stopped["0"].token_ids) < 16
     assert "loaded from the same checkpoint" in capsys.readouterr().out
