@@ -26,7 +26,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates lock clean-venv FORCE
+.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-serve lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ bench-mine: install ## mining against BPE and LZW, and its speed (BENCH_ARGS="--
 
 bench-train: install ## a training step against TRL and a plain loop (BENCH_ARGS="--threads 1" is passed on)
 	$(PY) -m tests.benchmarks.train $(BENCH_ARGS)
+
+bench-serve: install ## the exported model against the base model in vLLM servers (BENCH_ARGS="--quick" is passed on)
+	$(PY) -m tests.benchmarks.serve $(BENCH_ARGS)
 
 bench-ablations: install ## ablations and seeds in one table (BENCH_ARGS="--variants full no_latents --seeds 0 1" is passed on)
 	$(PY) -m tests.benchmarks.ablations $(BENCH_ARGS)

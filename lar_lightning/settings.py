@@ -7,19 +7,72 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from lar_lightning.errors import SettingError
 from lar_lightning.parameter_patterns import PARAMETER_PATTERNS
 
-EngineName = Literal["auto", "vllm", "transformers"]
+LocalEngineName = Literal["auto", "vllm", "transformers"]
+EngineName = LocalEngineName | Literal["remote"]
 Style = Literal["direct", "cot", "react"]
 TooLong = Literal["truncate", "skip"]
 RecordingFormat = Literal["auto", "openai", "sharegpt", "swe_agent", "tau_bench"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelSettings:
-    """How an engine spreads over devices."""
+class RemoteSettings:
+    """Whom the engine `remote` asks, and how patiently."""
+
+    server: tuple[str, ...] | str = ()
+    """Address of an OpenAI-compatible server that takes and returns token ids, as vLLM's does
+    (http://host:8000); for methods with checkpoints of their own a list, one server each."""
+    served_model: str = ""
+    """The model's name there. Left empty, it is the one that fits the checkpoint."""
+    api_key_variable: str = "VLLM_API_KEY"
+    """Environment variable that holds the servers' key, if they want one."""
+    request_seconds: float = 600.0
+    """Longest wait for an answer before it is asked for again."""
+    num_retries: int = 7
+    """Times that an answer is asked for again where a server is busy, fails or is gone. The pauses
+    double from half a second up to 30: as set here a minute in all, time for a restart."""
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Addresses, without a path's last slash."""
+        named = (self.server,) if isinstance(self.server, str) else self.server
+        return tuple(address.rstrip("/").removesuffix("/v1") for address in named if address)
+
+    def check_remote(self, group: str, engine: str) -> None:
+        """Refuse what no client can do; `group` is where the settings stand."""
+        if bool(self.servers) != (engine == "remote"):
+            raise SettingError(
+                f"`{group}.server` and `{group}.engine: remote` need each other, got "
+                f"{self.server!r} and {engine!r}. Set both, as in `{group}.server: "
+                f"http://localhost:8000`, or neither."
+            )
+        for address in self.servers:
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+                raise SettingError(
+                    f"`{group}.server` must be an address such as http://localhost:8000, got "
+                    f"{address!r}."
+                )
+            if parts.username is not None:
+                raise SettingError(
+                    f"`{group}.server` must hold no user or password, which would stand in logs. "
+                    f"Put a key into the environment variable `{group}.api_key_variable`."
+                )
+        if not self.request_seconds > 0:
+            raise SettingError(
+                f"`{group}.request_seconds` must be positive, got {self.request_seconds}."
+            )
+        if self.num_retries < 0:
+            raise SettingError(f"`{group}.num_retries` must be at least 0, got {self.num_retries}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSettings(RemoteSettings):
+    """Where an engine runs: how it spreads over devices, or on which servers it is."""
 
     tensor_parallel_size: int = 1
     """Devices that share one copy of the model; vLLM alone can."""
@@ -32,11 +85,19 @@ class ParallelSettings:
 
     def check_parallel(self, group: str, engine: EngineName) -> None:
         """Refuse sizes that no engine can have; `group` is where the settings stand."""
+        self.check_remote(group, engine)
         for name in ("tensor_parallel_size", "data_parallel_size"):
             if getattr(self, name) < 1:
                 raise SettingError(
                     f"`{group}.{name}` must be at least 1, got {getattr(self, name)}."
                 )
+        size = self.tensor_parallel_size * self.data_parallel_size
+        if engine == "remote" and size > 1:
+            raise SettingError(
+                f"`{group}.tensor_parallel_size` and `{group}.data_parallel_size` must be 1 with "
+                f"`{group}.engine: remote`, got {self.tensor_parallel_size} and "
+                f"{self.data_parallel_size}: how a server spreads is set where it is started."
+            )
         if engine == "transformers" and self.tensor_parallel_size > 1:
             raise SettingError(
                 f"`{group}.tensor_parallel_size` must be 1 with `{group}.engine: transformers`, "
@@ -76,7 +137,7 @@ class RolloutSettings(ParallelSettings):
     split_seed: int = 0
     """Decides which tasks are held out."""
     engine: EngineName = "auto"
-    """`vllm`, `transformers`, or `auto`: vLLM where it is installed."""
+    """`vllm`, `transformers`, `auto` (vLLM where it is installed), or `remote`: a `server`."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_concurrent", "max_model_len", "num_held_out"):
@@ -320,7 +381,7 @@ class OnPolicySettings:
     cross it."""
     seed: int = 0
     """Of which steps sample, and of what is sampled at each."""
-    engine: EngineName = "auto"
+    engine: LocalEngineName = "auto"
     """What samples. `transformers` decodes with the very weights that are trained, and so does
     `auto`. `vllm` keeps an engine open beside training, in its process, and gives it the weights
     before it samples: for one process, with memory for a second copy of the model."""
@@ -366,7 +427,7 @@ class EvaluationSettings(ParallelSettings):
     max_model_len: int = 2048
     """Longest prompt with its answer, in units."""
     engine: EngineName = "auto"
-    """`vllm`, `transformers`, or `auto`: vLLM where it is installed."""
+    """`vllm`, `transformers`, `auto` (vLLM where it is installed), or `remote`: a `server`."""
     environment_seconds: float = 60.0
     """Longest step of an environment; an episode whose environment takes longer has failed."""
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import train_tiny_tokenizer
 from test_rollout_shards import arguments, content_of, names_in
 
 from data_modules import RolloutDataModule
@@ -190,37 +189,6 @@ def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch
         check_devices(ParallelSettings(tensor_parallel_size=2, data_parallel_size=3))
     ray = ParallelSettings(tensor_parallel_size=8, distributed_executor_backend="ray")
     check_devices(ray)  # which knows other nodes too
-
-
-@pytest.fixture(scope="module")
-def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with heads as wide as vLLM's attention on the CPU needs them."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("wide")
-    tokenizer: Any = train_tiny_tokenizer()
-    special = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")
-    }
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        **special,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(**special)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

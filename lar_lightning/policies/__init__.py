@@ -28,12 +28,14 @@ __all__ = [
 ]
 
 
-def chosen_engine(engine: EngineName) -> Literal["vllm", "transformers"]:
+def chosen_engine(engine: EngineName) -> Literal["vllm", "transformers", "remote"]:
     """Return the engine that `auto` stands for here, and say so where it is the slower one.
 
     Raises:
         SettingError: if vLLM is asked for and not installed.
     """
+    if engine == "remote":
+        return engine
     has_vllm = find_spec("vllm") is not None
     if engine == "vllm" and not has_vllm:
         raise SettingError(
@@ -66,10 +68,11 @@ def open_policy(
         num_concurrent: Episodes that decode together.
         max_model_len: Longest prompt with its completion, in units.
         seed: Of the engine; requests bring their own.
-        parallel: How it spreads over devices.
+        parallel: How it spreads over devices, or on which servers it is.
 
     Raises:
-        SettingError: if the engine cannot spread like that, or not here.
+        SettingError: if the engine cannot spread like that, or not here, or no server has the
+        checkpoint.
     """
     from lar_lightning.policies.engine_processes import (
         check_devices,
@@ -85,6 +88,8 @@ def open_policy(
         seed=seed,
         parallel=parallel,
     )
+    if opening.engine == "remote":
+        return opening.open_here()
     if opening.engine == "transformers" and parallel.tensor_parallel_size > 1:
         raise SettingError(
             "`tensor_parallel_size` must be 1 without vLLM, got "

@@ -13,7 +13,7 @@ class Opening:
     """One engine, or several copies of it."""
 
     checkpoint: Path
-    engine: Literal["vllm", "transformers"]
+    engine: Literal["vllm", "transformers", "remote"]
     num_concurrent: int
     max_model_len: int
     seed: int
@@ -30,6 +30,15 @@ class Opening:
                 max_model_len=self.max_model_len,
                 seed=self.seed,
                 parallel=self.parallel,
+            )
+        if self.engine == "remote":
+            from lar_lightning.policies.remote_engine import open_remote
+
+            return open_remote(
+                self.checkpoint,
+                num_concurrent=self.num_concurrent,
+                max_model_len=self.max_model_len,
+                settings=self.parallel,
             )
         from lar_lightning.policies.transformers_engine import open_transformers
 
