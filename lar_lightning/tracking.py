@@ -65,7 +65,10 @@ class TrackedRun(WandbLogger):
                 "checkpoint holds what trains only, and W&B refuses it offline. The verb `track` "
                 "logs the exported model."
             )
-        limits = {"init_timeout": connect_seconds, "finish_timeout": finish_seconds}
+        limits: dict[str, Any] = {
+            "init_timeout": connect_seconds,
+            "finish_timeout": finish_seconds,
+        }
         super().__init__(
             **options,
             save_dir=save_dir,
