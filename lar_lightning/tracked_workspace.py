@@ -1,12 +1,10 @@
 """The workspace in which W&B shows our runs: which panels, in which order."""
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from lar_lightning.errors import SettingError
 from lar_lightning.tracking import STEP_METRIC
-
-if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Workspace
 
 NAME = "Latent actions"
 PANELS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -38,15 +36,15 @@ MEDIA = ("report/page",)
 """The page of the verb `report`."""
 
 
-def workspace(entity: str, project: str) -> "Workspace":
-    """Return the workspace of a project; nothing is saved.
+def workspace(entity: str, project: str) -> Any:
+    """Return the workspace of a project, as the package has it; nothing is saved.
 
     Raises:
         SettingError: if the package that describes workspaces is missing.
     """
     try:
-        import wandb_workspaces.reports.v2 as panels
-        import wandb_workspaces.workspaces as workspaces
+        panels: Any = import_module("wandb_workspaces.reports.v2")
+        workspaces: Any = import_module("wandb_workspaces.workspaces")
     except ImportError as error:
         raise SettingError(
             "`workspace` must be false without the package wandb-workspaces, got true. Install it: "

@@ -67,7 +67,7 @@ class TrackedRun(WandbLogger):
             )
         super().__init__(
             **options,
-            save_dir=save_dir,
+            save_dir=save_dir or ".",
             project=project,
             entity=entity,
             settings=wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds),

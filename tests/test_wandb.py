@@ -79,18 +79,23 @@ def tracked(
         run_dir, tiny_checkpoint, *EVERY_STEP, "--config", "configs/wandb.yaml"
     )
     environment = {"NETRC": str(folder / "no-netrc"), "HOME": str(folder)}
-    common = {"environment": environment}
-    first = Running(arguments, folder / "first.txt", prepare=kill_at, options=[KILLED_AT], **common)
+    first = Running(
+        arguments,
+        folder / "first.txt",
+        prepare=kill_at,
+        options=[KILLED_AT],
+        environment=environment,
+    )
     assert first.wait() == -signal.SIGKILL, first.said
     assert checkpoint_of(run_dir)["global_step"] == KILLED_AT
-    second = Running(arguments, folder / "second.txt", **common)
+    second = Running(arguments, folder / "second.txt", environment=environment)
     assert second.wait() == 0, second.said
     assert "W&B: offline, since there is no key" in second.said
     rows = [{**RESULT, "method": name} for name in ("vanilla", "lar")]
     (run_dir / "results.json").write_text(json.dumps(rows))
     own = [f"--base_model={tiny_checkpoint}", f"--run_dir={run_dir}"]
     for verb in ("export", "track"):
-        third = Running([verb, *own], folder / f"{verb}.txt", **common)
+        third = Running([verb, *own], folder / f"{verb}.txt", environment=environment)
         assert third.wait() == 0, third.said
     return run_dir
 

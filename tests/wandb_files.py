@@ -36,8 +36,9 @@ class Life:
 
 def records(path: Path) -> Iterator[Any]:
     """Yield the records of a `.wandb` file: LevelDB's log format behind a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    parse = vars(wandb_internal_pb2)["Record"].FromString
     data, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(data):
         left = BLOCK - place % BLOCK
@@ -48,7 +49,7 @@ def records(path: Path) -> Iterator[Any]:
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4) and place <= len(data):  # whole, or the last part
-            yield Record.FromString(record)
+            yield parse(record)
             record = b""
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from lar_lightning.evaluation.examples import Piece
 
-_Row, _Made = TypeVar("_Row"), TypeVar("_Made")
+_Row = TypeVar("_Row")
+_Made = TypeVar("_Made")
 
 VERSIONED = (
     *("lar-lightning", "torch", "lightning", "transformers", "tokenizers", "peft"),
