@@ -64,8 +64,8 @@ def log_results(run: "Run", run_dir: Path) -> bool:
     rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     files = [path, run_dir / "results.md", *sorted((run_dir / "evaluation").glob("*"))]
     run.log_artifact(artefact(run, "results", "evaluation", files))
-    columns = ["method", "num_tasks", "num_runs", *RESULT_KEYS]
-    cells = [[row.get(column) for column in columns] for row in rows]
+    columns: Any = ["method", "num_tasks", "num_runs", *RESULT_KEYS]
+    cells: Any = [[row.get(column) for column in columns] for row in rows]
     run.log({"results/methods": wandb.Table(columns=columns, data=cells)})
     for row in rows:
         run.summary.update(
@@ -114,8 +114,8 @@ def vocabulary_table(vocabulary: LatentVocabulary) -> Any:
     """Return the latents as a W&B table."""
     import wandb
 
-    columns = ["id", "text", "num_tokens", "num_occurrences", "support", "inner_entropy"]
-    rows = [
+    columns: Any = ["id", "text", "num_tokens", "num_occurrences", "support", "inner_entropy"]
+    rows: Any = [
         [
             vocabulary.base_size + index,
             latent.text,

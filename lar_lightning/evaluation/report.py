@@ -266,9 +266,10 @@ def latents(contents: RunContents) -> list[BrowsedLatent]:
     emitted = count_latents(vocabulary, (episode.units for episode in episodes.values()))
     tokenizer = load_tokenizer(contents.export) if contents.export and episodes else None
     uses = [contents.mined_uses]
-    for task, episode in episodes.items() if tokenizer else ():
-        pieces = pieces_of(tokenizer, vocabulary, episode.units)
-        uses.append(written_uses(vocabulary, task, pieces))
+    if tokenizer is not None:
+        for task, episode in episodes.items():
+            pieces = pieces_of(tokenizer, vocabulary, episode.units)
+            uses.append(written_uses(vocabulary, task, pieces))
     return browsed_latents(vocabulary, episodes.values(), emitted, contents.usage, uses)
 
 
