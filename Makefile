@@ -26,7 +26,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-serve lock clean-venv FORCE
+.PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-reencoding bench-serve lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -40,9 +40,11 @@ quickstart: install ## train, export, evaluate and report on the model that come
 	$(PY) -m lar_lightning evaluate --config $(QUICKSTART)
 	$(PY) -m lar_lightning report --config $(QUICKSTART)
 
-test: install ## run the tests (PYTEST_ARGS="-k losses -x" is passed on)
-	$(INSTALL_SLURM)
-	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+test: install ## run the tests, but for those of `test-faults` and `test-slurm` (PYTEST_ARGS="-k losses -x" is passed on)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not faults and not slurm" $(PYTEST_ARGS)
+
+test-faults: install ## run the tests that kill, starve and restart whole runs
+	$(PY) -m pytest -m faults $(PYTEST_ARGS)
 
 test-slurm: install ## run the tests on a SLURM of their own, which root on Debian installs by apt-get
 	$(INSTALL_SLURM)

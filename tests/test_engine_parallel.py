@@ -209,6 +209,7 @@ def written_around_death(policy: Policy, process: BaseProcess) -> None:
 
 
 @with_vllm
+@pytest.mark.faults
 def test_two_engines_write_what_one_does_also_where_one_is_killed(
     wide_checkpoint: Path, alone: dict[int, dict[str, list[int]]]
 ) -> None:
@@ -226,6 +227,7 @@ def test_two_engines_write_what_one_does_also_where_one_is_killed(
 
 
 @with_vllm
+@pytest.mark.faults
 def test_two_workers_share_a_model_and_one_that_dies_ends_the_run_with_the_reason(
     wide_checkpoint: Path, alone: dict[int, dict[str, list[int]]]
 ) -> None:

@@ -19,6 +19,8 @@ from lar_lightning.checkpoints import LAST, is_whole
 from lar_lightning.rollouts import trajectory_path
 from tests.processes import Running, free_port
 
+pytestmark = pytest.mark.faults
+
 EVERY_STEP = (*TEN_STEPS, "--checkpoint.every_n_train_steps=1")
 IS_ROOT = os.geteuid() == 0
 

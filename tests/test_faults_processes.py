@@ -17,6 +17,8 @@ from whole_runs import TEN_STEPS, checkpoint_of, fit_arguments
 from lar_lightning.checkpoints import LAST, is_whole, next_path, previous_path
 from tests.processes import Running, start_ranks
 
+pytestmark = pytest.mark.faults
+
 EVERY_STEP = (*TEN_STEPS, "--checkpoint.every_n_train_steps=1")
 
 

@@ -16,6 +16,8 @@ from whole_runs import TEN_STEPS, checkpoint_of, fit_arguments, metrics_of
 from lar_lightning.__main__ import main
 from lar_lightning.module import LatentActionModule
 
+pytestmark = pytest.mark.faults
+
 OVERLAY = ("--config", "configs/slurm/slurm.yaml")
 SPARSE = (
     *TEN_STEPS,
