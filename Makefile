@@ -25,7 +25,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates lock clean-venv FORCE
+.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-reencoding bench-estimates lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
