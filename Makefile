@@ -69,6 +69,9 @@ bench-serve: install ## the exported model against the base model in vLLM server
 bench-ablations: install ## ablations and seeds in one table (BENCH_ARGS="--variants full no_latents --seeds 0 1" is passed on)
 	$(PY) -m tests.benchmarks.ablations $(BENCH_ARGS)
 
+bench-reencoding: install ## plain text that clients send back, as units: what is saved and what differs (BENCH_ARGS="--only tau_bench" is passed on)
+	$(PY) -m tests.benchmarks.reencoding $(BENCH_ARGS)
+
 bench-estimates: install ## memory, operations and time of steps, estimated and measured (BENCH_ARGS="--only lora" is passed on)
 	$(PY) -m tests.benchmarks.estimates $(BENCH_ARGS)
 

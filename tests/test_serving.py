@@ -125,7 +125,7 @@ def processes_of_group(group: int) -> list[str]:
 def client(server: VllmServer) -> Any:
     from openai import OpenAI
 
-    return OpenAI(base_url=f"{server.address}/v1", api_key="none", timeout=120, max_retries=0)
+    return OpenAI(base_url=f"{server.address}/v1", api_key="none", timeout=300, max_retries=0)
 
 
 GREEDY: Any = {"model": "student", "temperature": 0, "max_tokens": 40}
