@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
@@ -71,7 +71,7 @@ class TrackedRun(WandbLogger):
         }
         super().__init__(
             **options,
-            save_dir=save_dir,
+            save_dir=save_dir or ".",
             project=project,
             entity=entity,
             settings=wandb.Settings(**limits),

@@ -264,11 +264,12 @@ def latents(contents: RunContents) -> list[BrowsedLatent]:
     if vocabulary is None:
         return []
     emitted = count_latents(vocabulary, (episode.units for episode in episodes.values()))
-    tokenizer = load_tokenizer(contents.export) if contents.export and episodes else None
     uses = [contents.mined_uses]
-    for task, episode in episodes.items() if tokenizer else ():
-        pieces = pieces_of(tokenizer, vocabulary, episode.units)
-        uses.append(written_uses(vocabulary, task, pieces))
+    if contents.export is not None:
+        tokenizer = load_tokenizer(contents.export)
+        for task, episode in episodes.items():
+            pieces = pieces_of(tokenizer, vocabulary, episode.units)
+            uses.append(written_uses(vocabulary, task, pieces))
     return browsed_latents(vocabulary, episodes.values(), emitted, contents.usage, uses)
 
 
