@@ -26,7 +26,8 @@ def test_every_config_parses_and_does_a_fast_run(
     config: Path, run_dir: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     sources = {"data_modules.RolloutDataModule": ROLLOUT_OPTIONS}
-    stacked = ["--config", str(config)] if config.parent.name == "ablations" else []
+    is_overlay = "run_dir" not in yaml.safe_load(config.read_text())
+    stacked = ["--config", str(config)] if is_overlay else []
     base = Path("configs/quickstart.yaml") if stacked else config
     data = yaml.safe_load(base.read_text())["data"]["class_path"]
     if data == "data_modules.RecordedDataModule":
