@@ -1,9 +1,11 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 BENCH_ARGS ?=
 UV_VERSION := 0.13.9
 SMOLLM2_VERSION := 0.1.2
 BFCL_VERSION := 2026.3.23
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 
 PY := .venv/bin/python
 UV_INSTALL := $(PY) -m uv pip install --python $(PY)
@@ -24,7 +26,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench bench-mine bench-train bench-ablations lock clean-venv FORCE
+.PHONY: help install quickstart test test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -39,7 +41,12 @@ quickstart: install ## train, export, evaluate and report on the model that come
 	$(PY) -m lar_lightning report --config $(QUICKSTART)
 
 test: install ## run the tests (PYTEST_ARGS="-k losses -x" is passed on)
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(INSTALL_SLURM)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+
+test-slurm: install ## run the tests on a SLURM of their own, which root on Debian installs by apt-get
+	$(INSTALL_SLURM)
+	$(PY) -m pytest -m slurm -rs $(PYTEST_ARGS)
 
 lint: install ## ruff check, ruff format --check, pyright
 	$(PY) -m ruff check .
@@ -56,6 +63,9 @@ bench-train: install ## a training step against TRL and a plain loop (BENCH_ARGS
 
 bench-ablations: install ## ablations and seeds in one table (BENCH_ARGS="--variants full no_latents --seeds 0 1" is passed on)
 	$(PY) -m tests.benchmarks.ablations $(BENCH_ARGS)
+
+bench-estimates: install ## memory, operations and time of steps, estimated and measured (BENCH_ARGS="--only lora" is passed on)
+	$(PY) -m tests.benchmarks.estimates $(BENCH_ARGS)
 
 lock: ## bring .requirements/cpu.txt up to pyproject.toml (remove it first to take the newest of all)
 	$(CHECK_PYTHON)
@@ -79,6 +89,18 @@ define MAKE_VENV
 @[ -x $(PY) ] || $(PYTHON) -m venv .venv
 @[ "$$($(PY) -m uv --version 2>/dev/null | cut -d' ' -f2)" = $(UV_VERSION) ] || \
   $(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+endef
+
+# The daemons of SLURM, for the tests that run jobs: nothing is started, and nothing fails where they
+# cannot be had. The tests say why they are skipped.
+define INSTALL_SLURM
+@if ! $(PY) tests/slurm_cluster.py 2>/dev/null && [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
+  echo "installing SLURM for its tests: apt-get install $(SLURM_PACKAGES)"; \
+  export DEBIAN_FRONTEND=noninteractive; \
+  install="timeout 300 apt-get install -qq -y --no-install-recommends $(SLURM_PACKAGES)"; \
+  $$install >/dev/null 2>&1 || { timeout 300 apt-get update -qq && $$install >/dev/null; } || true; \
+fi
+@$(PY) tests/slurm_cluster.py || true
 endef
 
 define INSTALL_vllm

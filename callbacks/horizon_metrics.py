@@ -28,7 +28,9 @@ class HorizonMetrics(L.Callback):
     def __init__(self) -> None:
         """Set up the counters."""
         self.num_units, self.num_tokens, self.num_covered = SumMetric(), SumMetric(), SumMetric()
-        self.adoption, self.agreement, self.loss = MeanMetric(), MeanMetric(), MeanMetric()
+        # A sum and a count: a process whose batches have no latent still takes part.
+        self.adoption, self.num_latents = SumMetric(), SumMetric()
+        self.agreement, self.loss = MeanMetric(), MeanMetric()
         self.loss_at_start: float | None = None
 
     @override
@@ -57,8 +59,8 @@ class HorizonMetrics(L.Callback):
         self.num_units.update(units.numel())
         self.num_tokens.update(lengths.sum())
         self.num_covered.update(lengths[is_latent].sum())
-        if is_latent.any():
-            self.adoption.update((-terms.split[is_latent]).exp())
+        self.adoption.update((-terms.split[is_latent]).exp().sum())
+        self.num_latents.update(is_latent.sum())
         self.agreement.update(terms.agrees.float())
         self.loss.update(terms.folded + terms.split)
 
@@ -88,8 +90,7 @@ class HorizonMetrics(L.Callback):
             "val/units_per_token": units / tokens,
             "val/reparameterization_rate": float(self.num_covered.compute()) / tokens,
             "val/expected_adoption": float(self.adoption.compute())
-            if self.adoption.update_called
-            else 0.0,
+            / max(float(self.num_latents.compute()), 1.0),
             "val/row_agreement": float(self.agreement.compute()),
         }
 
@@ -99,6 +100,7 @@ class HorizonMetrics(L.Callback):
             self.num_tokens,
             self.num_covered,
             self.adoption,
+            self.num_latents,
             self.agreement,
             self.loss,
         )

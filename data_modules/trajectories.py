@@ -37,6 +37,8 @@ class TrajectoryDataModule(L.LightningDataModule):
     ) -> None:
         """Set up the module; nothing is made before `prepare_data`."""
         super().__init__()
+        # The run's folder is shared by all nodes: one process of all makes what is missing.
+        self.prepare_data_per_node = False
         self.base_model = base_model
         self.run_dir = Path(run_dir)
         self.source = source

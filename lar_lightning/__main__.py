@@ -9,8 +9,8 @@ need from the same file and import only what they use, so that their `--help` is
 import sys
 from collections.abc import Callable
 
-from lar_lightning.artefacts import disk_error
 from lar_lightning.errors import SettingError
+from lar_lightning.faults import explained
 
 TRAINER_VERBS = {
     "fit": "roll out, mine and train; goes on where an earlier run stopped",
@@ -34,9 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb in TRAINER_VERBS:
-            from lar_lightning.cli import run_trainer_verb
+            from lar_lightning.requeue import held_signals
 
-            run_trainer_verb(given)
+            with held_signals():  # until a callback listens: imports take seconds
+                from lar_lightning.cli import run_trainer_verb
+
+                run_trainer_verb(given)
         elif verb in VERBS:
             from lar_lightning.verbs import run_verb
 
@@ -50,14 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, RuntimeError) as error:
-        reason = disk_error(error)
+    except (OSError, RuntimeError, MemoryError) as error:
+        reason = explained(error)
         if reason is None:
             raise
-        way_out = "Free space or choose another `run_dir`; what was finished before is kept."
-        print(
-            f"error: `run_dir` must be a place with room, got: {reason}. {way_out}", file=sys.stderr
-        )
+        print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

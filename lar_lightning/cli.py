@@ -5,22 +5,32 @@
 
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from lar_lightning.checkpoints import LAST, newest_whole
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
+from lar_lightning.requeue import release_signals
+from lar_lightning.run_lock import is_first_process, locked
 from lar_lightning.runs import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
+from lar_lightning.strategy import RunCheckpointIO
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -36,7 +46,17 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         is_dry = bool(getattr(trainer, "fast_dev_run", False))
         if trainer.global_step != self._last_global_step_saved and not is_dry:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+            self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        # Lightning raises it between two steps, on all ranks at once.
+        is_between = isinstance(exception, SIGTERMException) and trainer.training
+        if is_between and trainer.global_step != self._last_global_step_saved:
+            self._save_checkpoint(trainer, str(Path(str(self.dirpath)) / LAST))
 
 
 class RunCLI(LightningCLI):
@@ -76,14 +96,18 @@ class RunCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=_checkpoint_folder)
+        # for callbacks that have it; others are passed over
+        parser.link_arguments("run_dir", "trainer.callbacks.init_args.run_dir")
 
     @override
     def before_instantiate_classes(self) -> None:
         config: Namespace = self._of_subcommand(self.config)
         last = checkpoint_path(Path(config.run_dir))
-        if config.get("ckpt_path") is None and last.exists() and self.subcommand is not None:
-            print(f"{self.subcommand}: goes on from {last}", flush=True)
-            config.ckpt_path = str(last)
+        whole = newest_whole(last) if config.get("ckpt_path") is None else None
+        if whole is not None and self.subcommand is not None:
+            torn = "" if whole == last else f", since {last.name} is torn or missing"
+            print(f"{self.subcommand}: goes on from {whole}{torn}", flush=True)
+            config.ckpt_path = str(whole)
             config.trainer.num_sanity_val_steps = 0  # passed when the run began
         if "weights_only" in config:
             config.weights_only = True  # a checkpoint is data; nothing in it may run
@@ -98,6 +122,7 @@ class RunCLI(LightningCLI):
             while cause is not None and not isinstance(cause, SettingError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from error
+        release_signals()  # who listens is there
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -107,6 +132,13 @@ class RunCLI(LightningCLI):
             # Lightning prefers a bar that is silent where output goes to a file, as on a cluster.
             callbacks = self._of_subcommand(self.config_init).trainer.callbacks or []
             kwargs.setdefault("callbacks", [*callbacks, TQDMProgressBar()])
+        plugins = self._of_subcommand(self.config_init).trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        is_given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+        if SLURMEnvironment.detect() and not is_given:
+            # Lightning would save a file of its own inside a signal's handler, and hang.
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+        kwargs.setdefault("plugins", [*plugins, RunCheckpointIO()])
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, run_dir: Path) -> list[Logger] | bool:
@@ -117,6 +149,17 @@ class RunCLI(LightningCLI):
         others = [given] if isinstance(given, Logger) else given
         csv = CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)
         return [csv, *(others if isinstance(others, Iterable) else [])]
+
+    def fit(self, **options: Any) -> None:
+        """Train, with no other `fit` in the run folder."""
+        run_dir = Path(self._of_subcommand(self.config).run_dir)
+        with locked(run_dir) if is_first_process() else nullcontext():
+            try:
+                self.trainer.fit(**options)
+            except SIGTERMException as error:
+                # Lightning would end with 0, which tells a scheduler that training is finished.
+                print("stopped by SIGTERM: the same command goes on from here", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGTERM) from error
 
     def _of_subcommand(self, config: Any) -> Any:
         return config[self.subcommand] if self.subcommand else config
@@ -158,5 +201,7 @@ def silence_known_noise() -> None:
         ".*Experiment logs directory .* exists.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    if "SLURM_JOB_ID" not in os.environ:  # elsewhere it helps
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "litlogger" not in record.getMessage())

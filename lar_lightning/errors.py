@@ -14,6 +14,10 @@ class SettingError(ValueError):
     """
 
 
+class EngineFailure(SettingError):
+    """An engine that did not start, or died; what was finished before is kept."""
+
+
 class NothingToLearn(SettingError):
     """What a model wrote holds too little for a method to learn from; others can still be tried."""
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lar_lightning.artefacts import replacing_folder
 from lar_lightning.base_models import load_tokenizer
+from lar_lightning.checkpoints import modified, newest_whole, read_checkpoint
 from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
 from lar_lightning.module import check_checkpoint
@@ -41,14 +42,15 @@ def export_run(base_model: str, run_dir: Path, ckpt_path: Path | None = None) ->
         SettingError: if there is no training checkpoint, or it belongs to another base model or
         vocabulary.
     """
-    source = ckpt_path or checkpoint_path(run_dir)
+    last = checkpoint_path(run_dir)
+    source = ckpt_path or newest_whole(last) or last
     target = export_path(run_dir)
     if not source.exists():
         raise SettingError(
             f"`run_dir` must hold a trained student, but there is no {source}. Run the verb `fit` "
             "first."
         )
-    made_from = f"{source} {source.stat().st_mtime_ns}"
+    made_from = f"{source} {modified(source)}"
     if (target / SOURCE_FILE).exists() and (target / SOURCE_FILE).read_text(
         encoding="utf-8"
     ) == made_from:
@@ -66,7 +68,7 @@ def export_run(base_model: str, run_dir: Path, ckpt_path: Path | None = None) ->
 
 def load_trained_student(base: Path, vocabulary: LatentVocabulary, checkpoint: Path) -> Student:
     """Load a base model and put a training checkpoint's rows and adapters into it."""
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content: dict[str, Any] = read_checkpoint(checkpoint)
     settings = content.get("latent_actions", {}).get("settings", {})
     check_checkpoint(content, identity_of(base, vocabulary), settings)
     student = load_student(

@@ -105,10 +105,15 @@ class TrajectoryLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what the order that it is a position in depends on."""
-        return {"epoch": self.epoch, "num_yielded": self.num_yielded, "order": self._order()}
+        return {
+            "epoch": self.epoch,
+            "num_yielded": self.num_yielded,
+            "num_ranks": self.num_ranks,
+            "order": self._order(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position.
+        """Go to a position; also to one under another number of processes.
 
         Raises:
             SettingError: if it is one in another order of batches.
@@ -119,7 +124,9 @@ class TrajectoryLoader:
                 f"a run must go on with the batches that it began with, got others ({changed}). "
                 "Restore `data` as it was, or choose another `run_dir`."
             )
-        self.epoch, self.num_yielded = state["epoch"], state["num_yielded"]
+        num_of_all = state["num_yielded"] * state.get("num_ranks", self.num_ranks)
+        self.epoch = state["epoch"]
+        self.num_yielded = min(-(-num_of_all // self.num_ranks), len(self))
         self._is_restored = True
 
     def _order(self) -> dict[str, Any]:

@@ -4,13 +4,15 @@ A frozen teacher on expanded text, a student on latent text, and the exact loss 
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lar_lightning.artefacts import differences
@@ -22,15 +24,21 @@ from lar_lightning.grounding import grounding_loss
 from lar_lightning.losses import RowTerms, distillation_loss, fault_of
 from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
 from lar_lightning.policies import chosen_engine
+from lar_lightning.processes import first_fault, share_progress
+from lar_lightning.recomputation import recompute
 from lar_lightning.residues import residues
 from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
+from lar_lightning.sharding import decoder_layers, load_sharded_student
 from lar_lightning.splits import expected_units
 from lar_lightning.student import Student, Trainable, load_student
 from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.tokenizer import check_tokenizer
 from lar_lightning.vllm_sampling import VllmSampler
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class LatentActionModule(L.LightningModule):
@@ -57,6 +65,7 @@ class LatentActionModule(L.LightningModule):
         on_policy: OnPolicySettings = OnPolicySettings(),
         rows_per_chunk: int = 64,
         teacher_cache: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Set up the module; the model is loaded in `configure_model`.
 
@@ -80,6 +89,8 @@ class LatentActionModule(L.LightningModule):
             rows_per_chunk: Rows projected to the vocabulary at a time.
             teacher_cache: Keep the teacher's hidden states in `run_dir`, so that each trajectory is
                 read by it once.
+            activation_checkpointing: Keep the input of each decoder layer alone, and compute the
+                rest again in backward: less memory, about a third more time.
         """
         super().__init__()
         for name, value in {
@@ -101,6 +112,7 @@ class LatentActionModule(L.LightningModule):
                 "run_dir",
                 "rows_per_chunk",
                 "teacher_cache",
+                "activation_checkpointing",
                 "distillation",
                 "on_policy",
             ]
@@ -115,6 +127,7 @@ class LatentActionModule(L.LightningModule):
         self.run_dir = Path(run_dir)
         self.rows_per_chunk = rows_per_chunk
         self.is_teacher_cached = teacher_cache
+        self.is_recomputed = activation_checkpointing
         self.teacher_cache: TeacherCache | None = None
         self.strict_loading = False  # checkpoints hold what trains, not the base model
         self.identity: dict[str, str] = {}
@@ -127,17 +140,33 @@ class LatentActionModule(L.LightningModule):
         vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
         check_tokenizer(load_tokenizer(checkpoint), vocabulary)
         self.identity = identity_of(checkpoint, vocabulary)
-        self.student = load_student(
+        mesh = self._checked_mesh()
+        load = load_student if mesh is None else partial(load_sharded_student, mesh=mesh)
+        self.student = load(
             checkpoint,
             vocabulary,
             trainable=self.hparams["trainable"],
             lora_rank=self.hparams["lora_rank"],
             initialization=self.hparams["initialization"],
         )
+        if self.is_recomputed:
+            recompute(decoder_layers(self.student.model))
         vllm = VllmSampler(self.run_dir) if self.on_policy.engine == "vllm" else None
         self.on_policy_stage = OnPolicyStage(self.on_policy, vocabulary, vllm)
         if self.is_teacher_cached:
             self.teacher_cache = TeacherCache(teacher_cache_path(self.run_dir), self.identity)
+
+    def _checked_mesh(self) -> "DeviceMesh | None":
+        """Return the processes that share out the model, if they do."""
+        if self.device_mesh is None:
+            return None
+        if self.on_policy.share:
+            raise SettingError(
+                "`on_policy.share` must be 0 where the model is sharded, got "
+                f"{self.on_policy.share}: processes write texts of different lengths, and cannot "
+                "gather its layers together. Or train without `trainer.strategy`."
+            )
+        return self.device_mesh["data_parallel"]
 
     @override
     def on_fit_start(self) -> None:
@@ -220,17 +249,23 @@ class LatentActionModule(L.LightningModule):
             for parameter in self.student.other_parameters:
                 parameter.grad = None  # the optimizer passes over it: no step, no decay
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()  # of all processes' shares, so that all stop
         # Before the weights take them: the next checkpoint would hold what they leave.
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+        if not norm.isfinite():
             raise SettingError(
                 f"gradients must be finite, got others at step {self.global_step}, from a loss "
                 "that was finite. Lower `model.learning_rate`; the last checkpoint is kept."
             )
 
     def _check_finite(self, loss: Tensor, terms: RowTerms, batch: DistillationBatch) -> None:
-        if fault := fault_of(loss, terms, batch):
+        fault = fault_of(loss, terms, batch)
+        fault = fault and f"got {loss.item()} at step {self.global_step}: {fault}"
+        # All stop where one has to: the others would wait for it.
+        if fault := first_fault(fault, self.device):
             raise SettingError(
-                f"the loss must be finite, got {loss.item()} at step {self.global_step}: {fault}. "
+                f"the loss must be finite, {fault}. "
                 "Lower `model.learning_rate`; the last checkpoint is kept."
             )
 
@@ -326,7 +361,7 @@ class LatentActionModule(L.LightningModule):
         """
         read = self.student.teacher_hidden
         if cache is not None:
-            teacher = cache.hidden(batch, read)
+            teacher = cache.hidden(batch, read, is_together=self.student.is_sharded)
         else:
             teacher = read(batch.teacher_ids, batch.teacher_mask)
         student = self.student.student_hidden(
@@ -352,7 +387,8 @@ class LatentActionModule(L.LightningModule):
             values,
             batch_size=len(batch.targets),
             prog_bar=stage == "train",
-            sync_dist=stage != "train",
+            # Processes that share out the model take each step alike; others may part ways in it.
+            sync_dist=stage != "train" or self.student.is_sharded,
         )
 
     @override
@@ -382,11 +418,32 @@ class LatentActionModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.student.trained_state()
         checkpoint["state_dict"] = {f"student.{name}": tensor for name, tensor in trained.items()}
-        checkpoint["latent_actions"] = {"identity": self.identity, "settings": self._settings()}
+        checkpoint["latent_actions"] = {
+            "identity": self.identity,
+            "settings": self._settings(),
+            "num_processes": self.trainer.world_size,
+            "batches_per_step": self._batches_per_step,
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self.identity, self._settings())
+        if self.trainer.state.fn != "fit":
+            return
+        stored = checkpoint["latent_actions"]
+        before = stored.get("num_processes", self.trainer.world_size)
+        per_step = stored.get("batches_per_step", self._batches_per_step)
+        if per_step != self._batches_per_step:
+            raise SettingError(
+                f"a run must go on with as many batches a step, got {self._batches_per_step} for "
+                f"{per_step}. Their number is processes times `trainer.accumulate_grad_batches`: "
+                f"set that to {per_step / self.trainer.world_size:g}, or change the processes."
+            )
+        share_progress(checkpoint["loops"]["fit_loop"], before, self.trainer.world_size)
+
+    @property
+    def _batches_per_step(self) -> int:
+        return self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def _settings(self) -> dict[str, Any]:
         """Return what a checkpoint depends on, flat, so that a difference names one key."""

@@ -63,8 +63,9 @@ def read(
     mask: Int[Tensor, "B S"],
     *,
     first_trained: int | None = None,
+    is_whole: bool = False,
 ) -> Float[Tensor, "B S D"]:
-    """Return the last hidden states, zero where padding is.
+    """Return the last hidden states; what stands where padding is means nothing.
 
     Args:
         model: A causal language model; its output matrix is not used.
@@ -72,7 +73,12 @@ def read(
         mask: 0 for padding, which is on the right.
         first_trained: Where only embeddings of ids from here on are trained, positions before the
             first of them are constant and are read without gradient.
+        is_whole: Read in one call, whatever is shared: all processes call a sharded model equally
+            often.
     """
+    if is_whole:
+        backbone = getattr(model, model.base_model_prefix)
+        return backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     # Each sequence comes by the length of its group.
     parts = [
         (group, _read_group(model, ids[group.members], mask[group.members], group, first_trained))

@@ -12,14 +12,24 @@ from tqdm import tqdm
 from lar_lightning import benchmarks
 from lar_lightning.agents.agent import TurnAgent
 from lar_lightning.agents.play import Limits, Played, Player, Scheduler
+from lar_lightning.artefacts import Settings
 from lar_lightning.base_models import load_tokenizer, model_fingerprint
 from lar_lightning.benchmarks import Benchmark, Task
 from lar_lightning.errors import SettingError
 from lar_lightning.policies import open_policy
+from lar_lightning.rollout_shards import WHOLE, Shard, writing
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import render_chat
-from lar_lightning.trajectories import ACTION, Trajectory, TrajectoryFile, read_trajectories
+from lar_lightning.trajectories import (
+    ACTION,
+    Trajectory,
+    TrajectoryFile,
+    check_settings,
+    finished_trajectories,
+    read_trajectories,
+    trajectory_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,38 +87,57 @@ def read_split(run_dir: Path, split: Split, settings: RolloutSettings) -> list[T
     )
 
 
-def roll_out(checkpoint: Path, benchmark: str, run_dir: Path, settings: RolloutSettings) -> None:
-    """Bring both trajectory files of a run up to what the settings want.
+def roll_out(
+    checkpoint: Path,
+    benchmark: str,
+    run_dir: Path,
+    settings: RolloutSettings,
+    shard: Shard = WHOLE,
+) -> None:
+    """Bring both trajectory files of a run up to what the settings want, or a shard of them.
 
-    Finished episodes are reused; the engine is only opened where some are missing.
+    Finished episodes are reused, whichever shard of whichever number made them; the engine is only
+    opened where some are missing.
 
     Raises:
-        SettingError: if the files were made with other settings or are corrupt, or the model has
-        no chat template.
+        SettingError: if the files were made with other settings or are corrupt, the model has no
+        chat template, or another process is at work on the same tasks.
     """
     load_tokenizer(checkpoint)  # refuses a model without a chat template before files are made
     training, held_out = split_benchmark(benchmark, settings)
     wanted: dict[Split, list[Episode]] = {
-        "train": _episodes(training, settings.temperatures),
-        "held_out": _episodes(held_out, settings.held_out_temperatures),
+        "train": _episodes(shard.part_of(training), settings.temperatures),
+        "held_out": _episodes(shard.part_of(held_out), settings.held_out_temperatures),
     }
     content = file_settings(checkpoint, benchmark, settings)
-    files: dict[Split, TrajectoryFile] = {
-        split: TrajectoryFile(trajectory_path(run_dir, split), content) for split in wanted
-    }
-    missing: list[tuple[Split, Episode]] = []
-    for split in SPLITS:
-        episodes = wanted[split]
-        done = {trajectory.trajectory_id for trajectory in _finished(files[split])}
-        todo = [episode for episode in episodes if episode.trajectory_id not in done]
-        num_reused = len(episodes) - len(todo)
-        reused = f"{num_reused} reused from {files[split].path}"
-        print(f"rollouts ({split}): {reused}, {len(todo)} to make", flush=True)
-        missing.extend((split, episode) for episode in todo)
-    if missing:
-        _roll_out_missing(
-            checkpoint, benchmarks.load_benchmark(benchmark), missing, files, settings
-        )
+    with writing(run_dir / "trajectories", shard):
+        files: dict[Split, TrajectoryFile] = {}
+        missing: list[tuple[Split, Episode]] = []
+        for split in SPLITS:
+            path = trajectory_path(run_dir, split)
+            todo = _unfinished(wanted[split], path, shard, content)
+            if todo:
+                files[split] = TrajectoryFile(shard.path_of(path), content)
+            reused = f"{len(wanted[split]) - len(todo)} reused from {path}"
+            print(f"rollouts ({split}{shard.label}): {reused}, {len(todo)} to make", flush=True)
+            missing.extend((split, episode) for episode in todo)
+        if missing:
+            _roll_out_missing(
+                checkpoint, benchmarks.load_benchmark(benchmark), missing, files, settings
+            )
+
+
+def _unfinished(
+    episodes: Sequence[Episode], path: Path, shard: Shard, content: Settings
+) -> list[Episode]:
+    present = trajectory_files(path)
+    for file in present:
+        if shard.owns(file, path):
+            TrajectoryFile(file, content)  # drops a torn last line
+        else:
+            check_settings(file, content)
+    done = {trajectory.trajectory_id for trajectory in finished_trajectories(present)}
+    return [episode for episode in episodes if episode.trajectory_id not in done]
 
 
 def _episodes(tasks: Sequence[Task], temperatures: tuple[float, ...]) -> list[Episode]:
@@ -134,12 +163,6 @@ def file_settings(checkpoint: Path, benchmark: str, settings: RolloutSettings) -
         "num_held_out": settings.num_held_out,
         "split_seed": settings.split_seed,
     }
-
-
-def _finished(file: TrajectoryFile) -> list[Trajectory]:
-    with file.path.open("rb") as stream:
-        has_records = sum(1 for _ in zip(range(2), stream, strict=False)) > 1
-    return file.read() if has_records else []
 
 
 def _roll_out_missing(
@@ -175,6 +198,7 @@ def _roll_out_missing(
         settings.engine,
         num_concurrent=settings.num_concurrent,
         max_model_len=settings.max_model_len,
+        parallel=settings,
     )
     vocabulary = LatentVocabulary([], base_size=len(tokenizer))
     num_tokens = num_failed = 0

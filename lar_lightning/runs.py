@@ -2,10 +2,10 @@
 
 Each reuses what is on disk, makes what is missing, and says which in one line.
 
-run_dir/trajectories/{train,held_out}.jsonl   rollouts or recordings
+run_dir/trajectories/{train,held_out}.jsonl   rollouts or recordings; beside them those of shards
 run_dir/latent_vocabulary.json                mining
 run_dir/mining_report.{json,html}             about it
-run_dir/checkpoints/last.ckpt                 training
+run_dir/checkpoints/last.ckpt                 training; a folder where the model is sharded
 run_dir/teacher_states/                       the teacher's hidden states, on request
 run_dir/export/                               the served checkpoint
 run_dir/evaluation/, results.json, ...        evaluation and report
@@ -27,6 +27,7 @@ from lar_lightning.tokenizer import check_tokenizer, check_tokens
 
 if TYPE_CHECKING:
     from lar_lightning.mining.equivalence import NextTokenScorer
+    from lar_lightning.rollout_shards import Shard
     from lar_lightning.rollouts import Split
     from lar_lightning.settings import MiningSettings, RecordingSettings, RolloutSettings
     from lar_lightning.trajectories import Trajectory
@@ -61,12 +62,17 @@ def export_path(run_dir: Path) -> Path:
 
 
 def ensure_rollouts(
-    base_model: str, benchmark: str, run_dir: Path, settings: "RolloutSettings"
+    base_model: str,
+    benchmark: str,
+    run_dir: Path,
+    settings: "RolloutSettings",
+    shard: "Shard | None" = None,
 ) -> None:
-    """Roll out what is missing."""
+    """Roll out what is missing, of all tasks or of a shard of them."""
+    from lar_lightning.rollout_shards import WHOLE
     from lar_lightning.rollouts import roll_out
 
-    roll_out(base_checkpoint(base_model), benchmark, run_dir, settings)
+    roll_out(base_checkpoint(base_model), benchmark, run_dir, settings, shard or WHOLE)
 
 
 def ensure_recordings(base_model: str, run_dir: Path, settings: "RecordingSettings") -> None:

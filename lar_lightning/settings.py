@@ -18,7 +18,41 @@ RecordingFormat = Literal["auto", "openai", "sharegpt", "swe_agent", "tau_bench"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
+class ParallelSettings:
+    """How an engine spreads over devices."""
+
+    tensor_parallel_size: int = 1
+    """Devices that share one copy of the model; vLLM alone can."""
+    data_parallel_size: int = 1
+    """Copies of the model, each in a process and on devices of its own, that share the requests.
+    They change no result but by the rounding of other batches."""
+    distributed_executor_backend: Literal["auto", "mp", "ray"] = "auto"
+    """What starts vLLM's workers where `tensor_parallel_size` is above 1: processes of this
+    machine (`mp`, and what `auto` takes), or Ray, which also reaches other nodes."""
+
+    def check_parallel(self, group: str, engine: EngineName) -> None:
+        """Refuse sizes that no engine can have; `group` is where the settings stand."""
+        for name in ("tensor_parallel_size", "data_parallel_size"):
+            if getattr(self, name) < 1:
+                raise SettingError(
+                    f"`{group}.{name}` must be at least 1, got {getattr(self, name)}."
+                )
+        if engine == "transformers" and self.tensor_parallel_size > 1:
+            raise SettingError(
+                f"`{group}.tensor_parallel_size` must be 1 with `{group}.engine: transformers`, "
+                f"got {self.tensor_parallel_size}. Choose the engine vllm, or raise "
+                f"`{group}.data_parallel_size`."
+            )
+        if self.distributed_executor_backend == "ray" and self.data_parallel_size > 1:
+            raise SettingError(
+                f"`{group}.data_parallel_size` must be 1 with `{group}."
+                f"distributed_executor_backend: ray`, got {self.data_parallel_size}: Ray gives out "
+                "devices by itself. Choose `mp`, or shard the tasks with `rollout --shard`."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(ParallelSettings):
     """What to roll out, and how."""
 
     temperatures: tuple[float, ...] = (0.0, 1.0, 1.0)
@@ -61,6 +95,7 @@ class RolloutSettings:
                 raise SettingError(
                     f"`rollouts.{name}` must be one or more numbers of 0 or more, got {values}."
                 )
+        self.check_parallel("rollouts", self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +352,7 @@ class OnPolicySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
+class EvaluationSettings(ParallelSettings):
     """How methods are compared."""
 
     max_tokens: int = 256
@@ -346,6 +381,7 @@ class EvaluationSettings:
                 raise SettingError(
                     f"`evaluation.{name}` must be at least 1, got {getattr(self, name)}."
                 )
+        self.check_parallel("evaluation", self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,13 +50,16 @@ class Student(nn.Module):
         lora_rank: int = 16,
         initialization: Initialization = "constituents",
         teacher: "PreTrainedModel | None" = None,
+        is_hollow: bool = False,
     ) -> None:
         """Take over a base model and add rows.
 
         `rows` freezes the model, `lora` puts adapters on all its linear layers, `full` trains it
-        and needs its frozen copy as `teacher`.
+        and needs its frozen copy as `teacher`. A hollow model has its weights later: they are not
+        looked at.
         """
         super().__init__()
+        self.is_sharded = False
         if not len(vocabulary) and trainable == "rows":
             raise SettingError(
                 "`model.trainable` must be lora or full where there are no latent actions, got "
@@ -64,18 +67,20 @@ class Student(nn.Module):
             )
         assert (teacher is not None) == (trainable == "full"), "a trained model needs a teacher"
         model.requires_grad_(trainable == "full")
-        check_plain_head(model)
+        if not is_hollow:
+            check_plain_head(model)
         embedding: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
         self.rows = LatentRows(len(vocabulary), embedding.weight.shape[1])
         base_size = vocabulary.base_size
-        initialize_rows(
-            self.rows,
-            embedding.weight[:base_size],
-            head.weight[:base_size],
-            vocabulary.segments,
-            initialization,
-        )
+        if not is_hollow:
+            initialize_rows(
+                self.rows,
+                embedding.weight[:base_size],
+                head.weight[:base_size],
+                vocabulary.segments,
+                initialization,
+            )
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.base_size = base_size
         self.folding = Folding(vocabulary.segments, base_size)
@@ -95,6 +100,7 @@ class Student(nn.Module):
         model.set_input_embeddings(ExtendedEmbedding(embedding, self.rows, base_size))
         self.model = model
         self.model.eval()
+        self._scales: tuple[float, float] | None = None
 
     def train(self, mode: bool = True) -> "Student":
         """Stay in evaluation mode: dropout would make teacher and student differ for no reason."""
@@ -115,11 +121,11 @@ class Student(nn.Module):
         """Read units; in grounding with new rows alone."""
         if is_grounding:
             with self._without_adapters():
-                return read(self.model, ids, mask, first_trained=self.base_size)
+                return self._read(self.model, ids, mask, first_trained=self.base_size)
         # Nothing but rows is trained where there is nothing beside them.
         first_trained = self.base_size if self.adapters is self.teacher is None else None
         with self._mixed_precision(ids.device):
-            return read(self.model, ids, mask, first_trained=first_trained)
+            return self._read(self.model, ids, mask, first_trained=first_trained)
 
     @torch.no_grad()
     def student_hidden_after(
@@ -150,7 +156,11 @@ class Student(nn.Module):
         """Compute in the frozen weights' precision: what is trained is in fp32."""
         dtype = _head_of(self.teacher or self.model).weight.dtype
         is_mixed = dtype == torch.bfloat16 and (self.adapters or self.teacher) is not None
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_mixed):
+        # The cache would keep a copy of each layer's weights beyond the layer.
+        is_cached = not self.is_sharded
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=is_mixed, cache_enabled=is_cached
+        ):
             if self.adapters is None or not is_mixed:
                 yield
                 return
@@ -166,22 +176,36 @@ class Student(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Read base tokens as the frozen base model does."""
         if self.teacher is not None:
-            return read(self.teacher, ids, mask)
+            return self._read(self.teacher, ids, mask)
         with self._without_adapters():
-            return read(self.model, ids, mask)
+            return self._read(self.model, ids, mask)
+
+    def _read(
+        self, model: "PreTrainedModel", ids: Tensor, mask: Tensor, first_trained: int | None = None
+    ) -> Tensor:
+        return read(model, ids, mask, first_trained=first_trained, is_whole=self.is_sharded)
+
+    def check_head(self) -> None:
+        """Refuse a model that was hollow when it was taken over; see `check_plain_head`."""
+        check_plain_head(self.model)
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
         return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
 
     def scaled_rows(self) -> tuple[tuple[nn.Parameter, float], ...]:
         """Return both matrices of rows with the root mean square of the base matrix beside each."""
+        inputs, outputs = self._scales or self._base_scales()
+        return (self.rows.input_rows, inputs), (self.rows.output_rows, outputs)
+
+    def remember_scales(self) -> None:
+        """Keep these roots from a time when the base matrices can be read."""
+        self._scales = self._base_scales()
+
+    def _base_scales(self) -> tuple[float, float]:
         embedding: Any = self.model.get_input_embeddings()
         return (
-            (self.rows.input_rows, root_mean_square(embedding.weight[: self.base_size])),
-            (
-                self.rows.output_rows,
-                root_mean_square(_head_of(self.model).weight[: self.base_size]),
-            ),
+            root_mean_square(embedding.weight[: self.base_size]),
+            root_mean_square(_head_of(self.model).weight[: self.base_size]),
         )
 
     @property
@@ -204,7 +228,12 @@ class Student(nn.Module):
         return getattr(config, "max_position_embeddings", None) or float("inf")
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what training changes: rows, and adapters where there are any."""
+        """Return what training changes: rows, and adapters where there are any.
+
+        Of a sharded student this process's share.
+        """
+        if self.is_sharded:
+            self.reshard()  # type: ignore[operator]  # after validation the root is still whole
         return {
             name: parameter.detach()
             for name, parameter in self.named_parameters()

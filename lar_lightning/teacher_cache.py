@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lar_lightning.artefacts import differences, replacing, write_json
 from lar_lightning.batches import DistillationBatch
+from lar_lightning.processes import is_any
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """Ids and mask to hidden states."""
@@ -47,14 +48,21 @@ class TeacherCache:
         if self._files:
             print(f"teacher cache: reused {folder} ({len(self._files)} trajectories)", flush=True)
 
-    def hidden(self, batch: DistillationBatch, read: Read) -> Float[Tensor, "B T D"]:
-        """Return the teacher's hidden states at positions of the loss, zero at all others."""
+    def hidden(
+        self, batch: DistillationBatch, read: Read, *, is_together: bool = False
+    ) -> Float[Tensor, "B T D"]:
+        """Return the teacher's hidden states at positions of the loss, zero at all others.
+
+        Processes that share out the teacher read with it together, or not at all.
+        """
         positions = _positions(batch)
         keys = [
             _key(ids[mask.bool()], at)
             for ids, mask, at in zip(batch.teacher_ids, batch.teacher_mask, positions, strict=True)
         ]
         missing = [row for row, key in enumerate(keys) if key not in self._files]
+        if is_together and is_any(bool(missing), batch.teacher_ids.device):
+            missing = missing or [0]
         if missing:
             states = read(batch.teacher_ids[missing], batch.teacher_mask[missing])
             self._write(

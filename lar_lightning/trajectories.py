@@ -4,12 +4,17 @@ A `Trajectory` is rendered once by the policy's own chat template. Every token h
 assistant's tokens are the *action tokens*, whose number is the effective horizon H_eff (paper
 3.1). The file holds one JSON object a line after a header with the settings that made it; records
 are only ever appended, so a killed run loses no finished episode.
+
+Processes that share the work write a file each, `train.shard-0-of-4.jsonl` beside `train.jsonl`.
+Whoever reads `train.jsonl` reads all of them as one: there is no merging that could be cut short.
 """
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,14 +167,7 @@ class TrajectoryFile:
         self.path = path
         self.settings = dict(settings)
         if path.exists():
-            stored = read_settings(path)
-            changed = differences(stored, self.settings)
-            if changed:
-                raise SettingError(
-                    f"`run_dir` must hold trajectories of the same settings, but {path} was made "
-                    f"with others ({changed}). "
-                    "Choose another `run_dir`, restore the settings, or remove the file."
-                )
+            check_settings(path, self.settings)
             _drop_torn_line(path)
         else:
             with replacing(path) as temporary:
@@ -202,7 +200,7 @@ class TrajectoryFile:
 
 def read_settings(path: Path) -> Settings:
     """Return the settings in a trajectory file's header."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with _explained_read(path), path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline()
     try:
         header = json.loads(first)
@@ -222,20 +220,46 @@ def read_settings(path: Path) -> Settings:
         ) from error
 
 
+def check_settings(path: Path, settings: Settings) -> None:
+    """Refuse a trajectory file that was made with other settings."""
+    changed = differences(read_settings(path), settings)
+    if changed:
+        raise SettingError(
+            f"`run_dir` must hold trajectories of the same settings, but {path} was made "
+            f"with others ({changed}). "
+            "Choose another `run_dir`, restore the settings, or remove the file."
+        )
+
+
+def shard_path(path: Path, index: int, count: int) -> Path:
+    """Return where one of `count` processes keeps its part of the trajectories of `path`."""
+    return path.with_name(f"{path.stem}.shard-{index}-of-{count}{path.suffix}")
+
+
+def trajectory_files(path: Path) -> list[Path]:
+    """Return the files that hold the trajectories of `path`: itself and its shards, if there."""
+    name = re.compile(rf"{re.escape(path.stem)}\.shard-(\d+)-of-(\d+){re.escape(path.suffix)}")
+    found = [(name.fullmatch(file.name), file) for file in path.parent.glob(f"{path.stem}.shard-*")]
+    shards = sorted((int(match[2]), int(match[1]), file) for match, file in found if match)
+    return [*([path] if path.exists() else []), *(file for *_, file in shards)]
+
+
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Read a trajectory file; a torn last line is dropped with a warning.
+    """Read a trajectory file and its shards as one.
+
+    A torn last line is dropped with a warning; of two episodes of one name the first counts.
 
     Raises:
-        SettingError: if there is no such file, no trajectory in it, or a line that is no
-        trajectory.
+        SettingError: if there is no such file, no trajectory in it, a line that is no trajectory,
+        or a shard that was made with other settings than the rest.
     """
-    if not path.exists():
+    files = trajectory_files(path)
+    if not files:
         raise SettingError(
             f"`run_dir` must hold trajectories, but there is no {path}. Run the verb `rollout` or "
             "`import` first."
         )
-    read_settings(path)
-    trajectories = list(_records(path))
+    trajectories = finished_trajectories(files)
     if not trajectories:
         raise SettingError(
             f"{path} must hold at least one trajectory, got none. Run the verb `rollout` or "
@@ -244,8 +268,31 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     return trajectories
 
 
+def finished_trajectories(files: Sequence[Path]) -> list[Trajectory]:
+    """Return what is in files of the same settings; there may be nothing yet."""
+    found: dict[str, Trajectory] = {}
+    for file in files:
+        check_settings(file, read_settings(files[0]))
+        for trajectory in _records(file):
+            found.setdefault(trajectory.trajectory_id, trajectory)
+    return list(found.values())
+
+
+@contextmanager
+def _explained_read(path: Path) -> Iterator[None]:
+    """Name the file that a disk does not give back."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(
+            f"{path} must be readable, got {error.strerror or error}. Mend that, or move the file "
+            "away and run the verb `rollout` again: only what it held is made anew."
+        ) from error
+
+
 def _records(path: Path) -> Iterator[Trajectory]:
-    lines = path.read_bytes().split(b"\n")
+    with _explained_read(path):
+        lines = path.read_bytes().split(b"\n")
     is_torn = lines[-1] != b""
     for number, line in enumerate(lines[1:-1], start=2):
         try:

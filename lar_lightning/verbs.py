@@ -5,11 +5,14 @@ from `data.init_args`. Imports stand inside, so that `--help` costs nothing.
 """
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lar_lightning.errors import SettingError
+from lar_lightning.estimates.table import Assumptions
+from lar_lightning.estimates.workload import Trainable, Workload
 from lar_lightning.settings import (
     EvaluationSettings,
     GridSettings,
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def rollout(
-    base_model: str, benchmark: str, run_dir: Path, rollouts: RolloutSettings = RolloutSettings()
+    base_model: str,
+    benchmark: str,
+    run_dir: Path,
+    rollouts: RolloutSettings = RolloutSettings(),
+    shard: str = "auto",
 ) -> None:
     """Write trajectories of the base model with per-token entropy.
 
@@ -32,10 +39,13 @@ def rollout(
         benchmark: Name of the benchmark.
         run_dir: Folder of the run.
         rollouts: What is rolled out.
+        shard: Which tasks: `2/8` is the third of eight parts, `all` is all. `auto` is the part of
+            the SLURM array task that this is, and all outside of an array.
     """
+    from lar_lightning.rollout_shards import chosen_shard
     from lar_lightning.runs import ensure_rollouts
 
-    ensure_rollouts(base_model, benchmark, run_dir, rollouts)
+    ensure_rollouts(base_model, benchmark, run_dir, rollouts, chosen_shard(shard, os.environ))
 
 
 def import_recordings(base_model: str, run_dir: Path, recordings: RecordingSettings) -> None:
@@ -173,6 +183,28 @@ def track(
     track_run(base_model, run_dir, project, entity, has_workspace=workspace)
 
 
+def estimate(
+    backbones: Sequence[str] = ("qwen3-8b", "llama-3.1-8b", "qwen3-32b", "llama-3.1-70b"),
+    trainables: Sequence[Trainable] = ("rows", "lora", "full"),
+    devices: Sequence[int] = (1, 8, 64),
+    workload: Workload = Workload(),
+    assumptions: Assumptions = Assumptions(),
+) -> None:
+    """Print what a training step takes: memory of each H200, and time.
+
+    Args:
+        backbones: Presets (`qwen3-8b`, `llama-3.1-8b`, `qwen3-32b`, `llama-3.1-70b`), or checkpoint
+            folders.
+        trainables: What is trained; see `model.trainable`.
+        devices: Numbers of H200s, eight a node, over which everything is sharded.
+        workload: A step, as one device sees it; `trainable` and `num_shards` are set by the table.
+        assumptions: What is taken for granted of speed.
+    """
+    from lar_lightning.estimates.table import table_lines
+
+    print("\n".join(table_lines(backbones, trainables, devices, workload, assumptions)))
+
+
 SHORTHANDS = {"--strict": "--recordings.is_strict=true"}
 """Options that need no value."""
 
@@ -185,6 +217,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "report": report,
     "track": track,
+    "estimate": estimate,
 }
 
 

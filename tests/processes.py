@@ -99,9 +99,9 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     if "RANK" in environment:  # read when it was imported
-        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+        import lightning.fabric.utilities.rank_zero as lightning_ranks
 
-        rank_zero_only.rank = int(environment["RANK"])
+        lightning_ranks.rank_zero_only.rank = int(environment["RANK"])  # type: ignore[attr-defined]
     if prepare is not None:
         prepare(*options)
     sys.argv = ["lar_lightning", *arguments]

@@ -1,5 +1,7 @@
 import errno
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from lar_lightning.artefacts import (
     differences,
     disk_error,
     explained_disk_errors,
+    one_at_a_time,
     replacing,
     replacing_folder,
     write_json,
@@ -64,3 +67,21 @@ def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
 def test_differences_name_each_key_with_both_values() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == "b: 2 -> 3"
     assert differences({"a": 1}, {"a": 1}) == ""
+
+
+def test_two_processes_make_one_thing_one_after_the_other(tmp_path: Path) -> None:
+    def make() -> None:
+        with one_at_a_time(tmp_path / "thing"):
+            log = tmp_path / "log"
+            with log.open("a") as file:
+                file.write("in ")
+            time.sleep(0.2)
+            with log.open("a") as file:
+                file.write("out ")
+
+    processes = [multiprocessing.get_context("fork").Process(target=make) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert (tmp_path / "log").read_text() == "in out in out "

@@ -16,9 +16,11 @@ from lar_lightning.export import load_trained_student
 from lar_lightning.segments import LatentVocabulary
 
 CONFIGS = [
-    config for config in sorted(Path("configs").rglob("*.yaml")) if config.parent.name != "tables"
+    config
+    for config in sorted(Path("configs").rglob("*.yaml"))
+    if config.parent.name not in ("tables", "strategy")
 ]
-"""Those of `fit`; the grids are in `test_table_configs.py`."""
+"""Those of `fit`; the grids are in `test_table_configs.py`, sharding in `test_sharding.py`."""
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -26,9 +28,9 @@ def test_every_config_parses_and_does_a_fast_run(
     config: Path, run_dir: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     sources = {"data_modules.RolloutDataModule": ROLLOUT_OPTIONS}
-    is_overlay = "run_dir" not in yaml.safe_load(config.read_text())
-    stacked = ["--config", str(config)] if is_overlay else []
-    base = Path("configs/quickstart.yaml") if stacked else config
+    is_whole = "data" in yaml.safe_load(config.read_text())
+    stacked = [] if is_whole else ["--config", str(config)]
+    base = config if is_whole else Path("configs/quickstart.yaml")
     data = yaml.safe_load(base.read_text())["data"]["class_path"]
     if data == "data_modules.RecordedDataModule":
         recording = tiny_recording(tmp_path / "recording.jsonl")

@@ -309,7 +309,11 @@ def test_daemonised_child_is_dead_after_a_timeout(marker):
     assert not is_alive(marker)
 
 
-@pytest.mark.parametrize("target", ["os.getppid()", str(os.getpid()), "-1", "0"])
+@pytest.mark.parametrize(
+    "target",
+    ["os.getppid()", str(os.getpid()), "-1", "0"],
+    ids=["parent", "test", "all", "own group"],  # alike in all processes that run tests
+)
 def test_signals_do_not_reach_the_parent(target):
     result = run_python(f"import os, time\nos.kill({target}, 9)\ntime.sleep(0.1)", FREE)
     # Pid 0 is the program's own group; the others are refused or not there.

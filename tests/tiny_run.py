@@ -26,9 +26,10 @@ ROLLOUT_OPTIONS = [
 ]
 
 
-def solution_trajectory(task: Task, checkpoint: Path) -> Trajectory:
+def solution_trajectory(task: Task, checkpoint: Path, beginning: str = "") -> Trajectory:
     tokenizer = load_tokenizer(checkpoint)
-    prompt, spans = render_chat(tokenizer, [{"role": "user", "content": task.task_id}])
+    content = beginning + task.task_id
+    prompt, spans = render_chat(tokenizer, [{"role": "user", "content": content}])
     lines = "".join(line for line in task.record["canonical_solution"].splitlines(True)[:4])
     text = f"```python\ndef {task.record['entry_point']}:\n{lines}```<|im_end|>"
     action = encode_text(tokenizer, text)[-96:]
@@ -47,14 +48,15 @@ def solution_trajectory(task: Task, checkpoint: Path) -> Trajectory:
     )
 
 
-def make_tiny_run(run_dir: Path, checkpoint: Path) -> Path:
-    """Write both trajectory files and return the folder."""
+def make_tiny_run(run_dir: Path, checkpoint: Path, beginnings: tuple[str, ...] = ("",)) -> Path:
+    """Write both trajectory files and return the folder; prompts begin in turn as is said."""
     settings = file_settings(checkpoint, "humaneval", ROLLOUTS)
     training, held_out = split_benchmark("humaneval", ROLLOUTS)
     for split, tasks in (("train", training), ("held_out", held_out)):
         file = TrajectoryFile(trajectory_path(run_dir, split), settings)  # type: ignore[arg-type]
-        for task in tasks:
-            file.append(solution_trajectory(task, checkpoint))
+        for index, task in enumerate(tasks):
+            beginning = beginnings[index % len(beginnings)]
+            file.append(solution_trajectory(task, checkpoint, beginning))
     return run_dir
 
 

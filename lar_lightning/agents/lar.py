@@ -44,13 +44,14 @@ class Lar(TurnAgent):
             SettingError: If neither a run nor a configuration is named, or training fails.
         """
         from lar_lightning.agents.workshop import Prepared
+        from lar_lightning.checkpoints import newest_whole
         from lar_lightning.export import export_run
         from lar_lightning.runs import checkpoint_path, vocabulary_path
 
         run_dir = Path(self.run_dir) if self.run_dir else workshop.folder / "run"
         if not self.run_dir:
             self._train(workshop, run_dir)
-        elif not checkpoint_path(run_dir).exists():
+        elif newest_whole(checkpoint_path(run_dir)) is None:
             raise SettingError(
                 f"`methods.lar.run_dir` must be a trained run, got {self.run_dir!r} without "
                 f"{checkpoint_path(run_dir).name}. Run the verb `fit` first, or name a `config`."
@@ -115,10 +116,10 @@ def _is_trained(run_dir: Path, made_with: dict[str, Any]) -> bool:
 def check_held_out(run_dir: Path, held_out_ids: frozenset[str]) -> None:
     """Refuse a run that has learned from tasks on which it is to be tried."""
     from lar_lightning.rollouts import trajectory_path
-    from lar_lightning.trajectories import read_trajectories
+    from lar_lightning.trajectories import read_trajectories, trajectory_files
 
     path = trajectory_path(run_dir, "train")
-    if not path.exists():
+    if not trajectory_files(path):
         return
     seen = {trajectory.task_id for trajectory in read_trajectories(path)} & held_out_ids
     if seen:

@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from lar_lightning.benchmarks.benchmark import Benchmark, Task
 from lar_lightning.errors import SettingError
 from lar_lightning.policies import Policy, Request, Sampling, generate, open_policy
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.settings import EvaluationSettings
+from lar_lightning.settings import EvaluationSettings, ParallelSettings
 from lar_lightning.tokenizer import render_chat
 
 SCHEMA = 1
@@ -71,10 +71,11 @@ class Engine:
                 self.settings.engine,
                 num_concurrent=self.settings.num_concurrent,
                 max_model_len=self.max_model_len,
+                parallel=self.settings,
             )
             policy: Policy = self._context.__enter__()
             self._policy, self.checkpoint = policy, checkpoint
-            _warm_up(policy, checkpoint)
+            _warm_up(policy, checkpoint, self.settings.data_parallel_size)
             return policy
         return self._policy
 
@@ -95,10 +96,11 @@ def open_engine(settings: EvaluationSettings) -> Iterator[Engine]:
         engine.close()
 
 
-def _warm_up(policy: Policy, checkpoint: Path) -> None:
-    """Let the engine compile and allocate before the clock runs."""
+def _warm_up(policy: Policy, checkpoint: Path, num_engines: int) -> None:
+    """Let each engine compile and allocate before the clock runs."""
     ids, _ = render_chat(load_tokenizer(checkpoint), [{"role": "user", "content": "Warm up."}])
-    requests = [Request(request_id="warm-up", prompt_ids=ids)]
+    names = [f"warm-up {number}" for number in range(num_engines)]
+    requests = [Request(request_id=name, prompt_ids=ids) for name in names]
     list(generate(policy, requests, Sampling(max_tokens=8)))
 
 
@@ -192,7 +194,8 @@ def _signature(
 ) -> dict[str, Any]:
     """Return what decides an episode; which tasks are played does not."""
     deciding = asdict(settings)
-    for name in ("num_runs", "num_concurrent"):
+    spread = [field.name for field in fields(ParallelSettings)]
+    for name in ("num_runs", "num_concurrent", *spread):
         del deciding[name]
     vocabulary = method.vocabulary
     return {

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lar_lightning.errors import SettingError
+from lar_lightning.policies.opening import Opening
 from lar_lightning.policies.policy import (
     Completion,
     Policy,
@@ -13,7 +14,7 @@ from lar_lightning.policies.policy import (
     Sampling,
     generate,
 )
-from lar_lightning.settings import EngineName
+from lar_lightning.settings import EngineName, ParallelSettings
 
 __all__ = [
     "Completion",
@@ -55,6 +56,7 @@ def open_policy(
     num_concurrent: int = 64,
     max_model_len: int = 2048,
     seed: int = 0,
+    parallel: ParallelSettings = ParallelSettings(),
 ) -> PolicyContext:
     """Open an engine on a checkpoint; used as a context manager.
 
@@ -64,13 +66,32 @@ def open_policy(
         num_concurrent: Episodes that decode together.
         max_model_len: Longest prompt with its completion, in units.
         seed: Of the engine; requests bring their own.
+        parallel: How it spreads over devices.
+
+    Raises:
+        SettingError: if the engine cannot spread like that, or not here.
     """
-    if chosen_engine(engine) == "vllm":
-        from lar_lightning.policies.vllm_engine import open_vllm
+    from lar_lightning.policies.engine_processes import (
+        check_devices,
+        has_process_group,
+        open_engine_processes,
+    )
 
-        return open_vllm(
-            checkpoint, num_concurrent=num_concurrent, max_model_len=max_model_len, seed=seed
+    opening = Opening(
+        checkpoint=checkpoint,
+        engine=chosen_engine(engine),
+        num_concurrent=num_concurrent,
+        max_model_len=max_model_len,
+        seed=seed,
+        parallel=parallel,
+    )
+    if opening.engine == "transformers" and parallel.tensor_parallel_size > 1:
+        raise SettingError(
+            "`tensor_parallel_size` must be 1 without vLLM, got "
+            f"{parallel.tensor_parallel_size}. Install vLLM, or raise `data_parallel_size`."
         )
-    from lar_lightning.policies.transformers_engine import open_transformers
-
-    return open_transformers(checkpoint, num_concurrent=num_concurrent, max_model_len=max_model_len)
+    check_devices(parallel)
+    # Beside training on several ranks, vLLM's process group would take the place of theirs.
+    if parallel.data_parallel_size > 1 or has_process_group():
+        return open_engine_processes(opening)
+    return opening.open_here()

@@ -5,17 +5,21 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lar_lightning.errors import EngineFailure
 from lar_lightning.policies.policy import Completion, Request, Sampling, entropy_upper_bound
+from lar_lightning.settings import ParallelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+DEAD_EXECUTOR = ("Executor failed.", "cancelled")
+"""What vLLM says where a worker that shares the model is gone, later or in the same step."""
 NUM_LOG_PROBABILITIES = 20
 """vLLM's own limit without a setting; more costs time a token."""
 
@@ -46,26 +50,31 @@ class VllmPolicy:
             include_stop_str_in_output=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self.llm.llm_engine.add_request(
-            request.request_id,
-            TokensPrompt(prompt_token_ids=list(request.prompt_ids)),
-            parameters,
-        )
+        with _explained_death():
+            self.llm.llm_engine.add_request(
+                request.request_id,
+                TokensPrompt(prompt_token_ids=list(request.prompt_ids)),
+                parameters,
+            )
         self.unfinished[request.request_id] = sampling
 
     def step(self) -> list[Completion]:
         """Decode one unit of each request that runs."""
         if not self.unfinished:
             return []
+        with _explained_death():
+            outputs = self.llm.llm_engine.step()
         return [
             self._completion(output, self.unfinished.pop(output.request_id))
-            for output in self.llm.llm_engine.step()
+            for output in outputs
             if output.finished
         ]
 
     def abort(self) -> None:
         """Take all requests out of the engine."""
-        self.llm.llm_engine.abort_request(list(self.unfinished))
+        # A dead engine has forgotten them; the caller is told of its death elsewhere.
+        with suppress(EngineFailure), _explained_death():
+            self.llm.llm_engine.abort_request(list(self.unfinished))
         self.unfinished.clear()
 
     def load_weights(self, weights: "Iterable[tuple[str, Tensor]]") -> None:
@@ -95,6 +104,24 @@ class VllmPolicy:
         )
 
 
+@contextmanager
+def _explained_death() -> Iterator[None]:
+    """Say in one line that an engine, or a worker that shares its model, is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except (EngineDeadError, RuntimeError) as error:
+        is_death = isinstance(error, EngineDeadError) or str(error) in DEAD_EXECUTOR
+        if not is_death:
+            raise
+        raise EngineFailure(
+            f"vLLM's engine must live through the run, but a process of it died ({error}); memory "
+            "that ran out is the usual reason. What was finished is kept: the same command goes on "
+            "from there, with a smaller `num_concurrent` or `max_model_len` if it dies again."
+        ) from error
+
+
 def _largest(position: Any) -> np.ndarray:
     # The sampled token is listed too, also where it is not among the largest; any listed token
     # tightens the bound.
@@ -116,6 +143,30 @@ def hidden_module(name: str) -> Iterator[None]:
             sys.modules[name] = module
 
 
+def _cores_apart(num_workers: int) -> str:
+    """Return as many disjoint lists of cores, as vLLM names them; no binding for too few cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    size = len(cores) // num_workers
+    if not size:
+        return "nobind"
+    parts = (cores[number * size : (number + 1) * size] for number in range(num_workers))
+    return "|".join(",".join(map(str, part)) for part in parts)
+
+
+@contextmanager
+def _explained_start(checkpoint: Path) -> Iterator[None]:
+    """Say in one line why vLLM does not start; what it wrote before has the details."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        words = " ".join(str(error).split())[:400]
+        raise EngineFailure(
+            f"vLLM must be able to open {checkpoint}, got {type(error).__name__}: {words}. If "
+            "memory is short, lower `num_concurrent` or `max_model_len` or raise "
+            "`tensor_parallel_size`; `engine: transformers` runs without vLLM."
+        ) from error
+
+
 @contextmanager
 def open_vllm(
     checkpoint: Path,
@@ -124,6 +175,7 @@ def open_vllm(
     max_model_len: int,
     seed: int,
     is_beside_training: bool = False,
+    parallel: ParallelSettings = ParallelSettings(),
 ) -> Iterator[VllmPolicy]:
     """Load a checkpoint into vLLM and free it afterwards.
 
@@ -134,6 +186,7 @@ def open_vllm(
         seed: Of the engine; requests bring their own.
         is_beside_training: A trainer shares the device and changes the weights: the engine runs in
             this process, needs no tokenizer, and keeps nothing that older weights have computed.
+        parallel: Its tensor parallelism; copies of the engine are processes of their own.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -154,12 +207,20 @@ def open_vllm(
         options |= {"skip_tokenizer_init": True, "enable_prefix_caching": False}
         if torch.cuda.is_available():
             options["gpu_memory_utilization"] = 0.3  # of the card; the rest is the trainer's
+    if parallel.tensor_parallel_size > 1:
+        options["tensor_parallel_size"] = parallel.tensor_parallel_size
+        if parallel.distributed_executor_backend != "auto":
+            options["distributed_executor_backend"] = parallel.distributed_executor_backend
+        if not torch.cuda.is_available():
+            # vLLM's own choice is a memory node a worker, and most machines have fewer.
+            binding = _cores_apart(parallel.tensor_parallel_size)
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
     from vllm import LLM
 
     logging.getLogger("vllm").setLevel(logging.ERROR)
     num_threads = torch.get_num_threads()
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    with hidden_module("llvmlite.binding.ffi"):
+    with hidden_module("llvmlite.binding.ffi"), _explained_start(checkpoint):
         llm = LLM(
             str(checkpoint),
             dtype="bfloat16",

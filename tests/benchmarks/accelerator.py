@@ -32,18 +32,33 @@ SHAPE = {
 SEGMENT, NUM_LATENTS, NUM_STEPS = 4, 64, 5
 
 
-def batch_of(length: int, base_size: int) -> tuple[LatentVocabulary, DistillationBatch]:
-    """Return latents, and a random trajectory of `length` tokens, a quarter of it prompt."""
+def batch_of(
+    length: int, base_size: int, batch_size: int = 1, num_plain: int = 0
+) -> tuple[LatentVocabulary, DistillationBatch]:
+    """Return latents, and random trajectories of `length` tokens, a quarter of it prompt.
+
+    The first `num_plain` tokens hold no latent.
+    """
     random = np.random.default_rng(0)
     segments = random.integers(base_size, size=(NUM_LATENTS, SEGMENT))
-    ids = random.integers(base_size, size=length)
-    for start in range(0, length, 15):  # 4 of 15 tokens become one unit
-        ids[start : start + SEGMENT] = segments[random.integers(NUM_LATENTS)][: length - start]
     vocabulary = LatentVocabulary(
         [LatentAction(segment=tuple(map(int, s)), text=str(i)) for i, s in enumerate(segments)],
         base_size=base_size,
     )
-    trajectory = Trajectory(
+    aligned = [
+        align(vocabulary, _random_trajectory(random, length, base_size, segments, num_plain))
+        for _ in range(batch_size)
+    ]
+    return vocabulary, collate(aligned)
+
+
+def _random_trajectory(
+    random: np.random.Generator, length: int, base_size: int, segments: np.ndarray, num_plain: int
+) -> Trajectory:
+    ids = random.integers(base_size, size=length)
+    for start in range(num_plain, length, 15):  # 4 of 15 tokens become one unit
+        ids[start : start + SEGMENT] = segments[random.integers(NUM_LATENTS)][: length - start]
+    return Trajectory(
         trajectory_id="random",
         task_id="random",
         token_ids=ids.astype(np.int32),
@@ -56,7 +71,6 @@ def batch_of(length: int, base_size: int) -> tuple[LatentVocabulary, Distillatio
         temperature=1.0,
         is_finished=True,
     )
-    return vocabulary, collate([align(vocabulary, trajectory)])
 
 
 def measure(
