@@ -59,14 +59,12 @@ def log_results(run: "Run", run_dir: Path) -> bool:
     path = run_dir / "results.json"
     if not path.exists():
         return False
-    import wandb
-
     rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     files = [path, run_dir / "results.md", *sorted((run_dir / "evaluation").glob("*"))]
     run.log_artifact(artefact(run, "results", "evaluation", files))
-    columns: Any = ["method", "num_tasks", "num_runs", *RESULT_KEYS]
-    cells: Any = [[row.get(column) for column in columns] for row in rows]
-    run.log({"results/methods": wandb.Table(columns=columns, data=cells)})
+    columns = ["method", "num_tasks", "num_runs", *RESULT_KEYS]
+    cells = [[row.get(column) for column in columns] for row in rows]
+    run.log({"results/methods": _table(columns, cells)})
     for row in rows:
         run.summary.update(
             {f"results/{row['method']}/{key}": row[key] for key in RESULT_KEYS if key in row}
@@ -112,10 +110,8 @@ def summarize(run: "Run", curves: Mapping[str, Mapping[int, float]]) -> None:
 
 def vocabulary_table(vocabulary: LatentVocabulary) -> Any:
     """Return the latents as a W&B table."""
-    import wandb
-
-    columns: Any = ["id", "text", "num_tokens", "num_occurrences", "support", "inner_entropy"]
-    rows: Any = [
+    columns = ["id", "text", "num_tokens", "num_occurrences", "support", "inner_entropy"]
+    rows: list[list[Any]] = [
         [
             vocabulary.base_size + index,
             latent.text,
@@ -126,6 +122,12 @@ def vocabulary_table(vocabulary: LatentVocabulary) -> Any:
         ]
         for index, latent in enumerate(vocabulary.latents)
     ]
+    return _table(columns, rows)
+
+
+def _table(columns: Any, rows: Any) -> Any:
+    import wandb
+
     return wandb.Table(columns=columns, data=rows)
 
 

@@ -65,12 +65,13 @@ class TrackedRun(WandbLogger):
                 "checkpoint holds what trains only, and W&B refuses it offline. The verb `track` "
                 "logs the exported model."
             )
+        limits = wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds)
         super().__init__(
             **options,
             save_dir=save_dir or ".",
             project=project,
             entity=entity,
-            settings=wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds),
+            settings=limits,
         )
 
     @property

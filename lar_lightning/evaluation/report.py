@@ -264,9 +264,9 @@ def latents(contents: RunContents) -> list[BrowsedLatent]:
     if vocabulary is None:
         return []
     emitted = count_latents(vocabulary, (episode.units for episode in episodes.values()))
-    tokenizer = load_tokenizer(contents.export) if contents.export and episodes else None
     uses = [contents.mined_uses]
-    if tokenizer is not None:
+    if contents.export is not None:
+        tokenizer = load_tokenizer(contents.export)
         for task, episode in episodes.items():
             pieces = pieces_of(tokenizer, vocabulary, episode.units)
             uses.append(written_uses(vocabulary, task, pieces))
