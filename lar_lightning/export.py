@@ -57,6 +57,7 @@ def export_run(base_model: str, run_dir: Path, ckpt_path: Path | None = None) ->
     base = base_checkpoint(base_model)
     vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
     student = load_trained_student(base, vocabulary, source)
+    vocabulary = vocabulary.first(student.num_active)
     with replacing_folder(target) as temporary:
         write_checkpoint(student, vocabulary, base, temporary)
         (temporary / SOURCE_FILE).write_text(made_from, encoding="utf-8")
@@ -80,17 +81,22 @@ def load_trained_student(base: Path, vocabulary: LatentVocabulary, checkpoint: P
         f"a checkpoint of the same settings has the same parameters, got {sorted(missing)[:3]}"
     )
     student.load_state_dict(state, strict=False)
+    student.activate(content["latent_actions"].get("num_active", len(vocabulary)))
     return student
 
 
 def write_checkpoint(
     student: Student, vocabulary: LatentVocabulary, base: Path, folder: Path
 ) -> None:
-    """Write model, tokenizer and latent vocabulary into `folder`; uses up the student."""
-    rows, teacher = student.rows, student.teacher
-    model = extended_model(
-        student.release(), rows.input_rows, rows.output_rows, vocabulary.base_size
-    )
+    """Write model, tokenizer and latent vocabulary into `folder`; uses up the student.
+
+    Of more rows than the vocabulary has latents, the first are written.
+    """
+    teacher = student.teacher
+    rows = [
+        matrix[: len(vocabulary)] for matrix in (student.rows.input_rows, student.rows.output_rows)
+    ]
+    model = extended_model(student.release(), *rows, base_size=vocabulary.base_size)
     if teacher is not None:
         # Trained in fp32, served as the base model is. Parameters only: buffers hold frequencies.
         for parameter in model.parameters():

@@ -157,7 +157,8 @@ def read_contents(run_dir: Path) -> RunContents:
         SettingError: if a file is not what its stage writes.
     """
     results, export = run_dir / "results.json", export_path(run_dir)
-    path = vocabulary_path(run_dir)
+    served = vocabulary_path(export)  # of a run in stages, the latents that held
+    path = served if served.exists() else vocabulary_path(run_dir)
     evaluated = {
         method: run_dir / "evaluation" / f"{method}-0.jsonl" for method in ("vanilla", "lar")
     }
