@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
-from statistics import fmean, pstdev
+from math import isfinite, sqrt
+from statistics import fmean
 from typing import Any
 
 from lar_lightning.collapse.cusum import Rule
@@ -35,16 +35,29 @@ class Alarm:
         )
 
 
+STANDARD_ERRORS = 3.0
+"""By which the best window's mean is taken back: of many it is the best by chance as well."""
+WINDOWS_OF_MEMORY = 10
+"""Over which noise is averaged."""
+
+
 class SignalTest:
-    """The test on one signal."""
+    """The test on one signal.
+
+    Noise is half the mean squared difference of neighbours (von Neumann 1941), of steps to the
+    worse alone: those to the better may be what training does. Under suspicion none count.
+    """
 
     def __init__(self, signal: Signal) -> None:
         """Begin with nothing seen."""
         self.signal = signal
         self.rule = Rule(patience=signal.patience)
         self.recent: list[float] = []
-        self.reference: list[float] = []
-        """Mean and spread of the best window; empty before the first is full."""
+        self.best: float | None = None
+        """Mean of the best window; None before the first is full."""
+        self.noise = 0.0
+        """Variance."""
+        self.num_worse = 0
         self.total = 0.0
         self.since = 0
         self.is_silent = False
@@ -61,11 +74,15 @@ class SignalTest:
             return self._alarm(value, step, step)
         level = self._level()
         found = self._test(value, step, *level) if level else None
+        worse = self._sign * (value - self.recent[-1]) if self.recent else 0.0
+        if worse > 0 and self.total == 0 and not self.is_silent:
+            self.num_worse = min(self.num_worse + 1, WINDOWS_OF_MEMORY * signal.window)
+            self.noise += (worse**2 / 2 - self.noise) / self.num_worse
         self.recent = [*self.recent, value][-signal.window :]
         if len(self.recent) == signal.window:
             mean = fmean(self.recent)
-            if not self.reference or self._sign * (mean - self.reference[0]) < 0:
-                self.reference = [mean, pstdev(self.recent)]
+            if self.best is None or self._sign * (mean - self.best) < 0:
+                self.best = mean
         return found
 
     def _level(self) -> tuple[float, float] | None:
@@ -73,10 +90,12 @@ class SignalTest:
         signal = self.signal
         if signal.limit is not None:
             return signal.limit, max(signal.min_spread * abs(signal.limit), signal.floor)
-        if not self.reference:
+        if self.best is None:
             return None
-        mean, spread = self.reference
-        return mean, max(spread, signal.min_spread * abs(mean), signal.floor)
+        spread = sqrt(self.noise)
+        chance = STANDARD_ERRORS * spread / sqrt(signal.window)
+        unit = max(spread, signal.min_spread * abs(self.best), signal.floor)
+        return self.best + self._sign * chance, unit
 
     def _test(self, value: float, step: int, level: float, unit: float) -> Alarm | None:
         deviation = self._sign * (value - level) / unit
@@ -92,13 +111,13 @@ class SignalTest:
         was_silent, self.is_silent, self.total = self.is_silent, True, 0.0
         if was_silent:
             return None
-        level = self._level()
+        against = self.signal.limit if self.signal.limit is not None else self.best
         return Alarm(
             signal=self.signal.name,
             step=step,
             since=since,
             value=value,
-            reference=level[0] if level else float("nan"),
+            reference=float("nan") if against is None else against,
             is_limit=self.signal.limit is not None,
         )
 
@@ -112,8 +131,7 @@ class SignalTest:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        names = ("recent", "reference", "total", "since", "is_silent", "num_values")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name not in ("signal", "rule")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

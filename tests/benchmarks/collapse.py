@@ -10,10 +10,12 @@ model, some seconds each. On the quickstart's model and its rollouts (some minut
 
 Further options are passed on to `fit`. `--record FOLDER` keeps what the tests were given as CSV;
 the recordings of the test suite are made by `--record tests/recordings --num_recorded_seeds 2`.
+Runs that are there are not made again, so that changed tests are tried on what old ones were given.
 The last line is one JSON object with all figures.
 """
 
 import argparse
+import csv
 import json
 import shutil
 import sys
@@ -26,6 +28,7 @@ from tiny_run import ROLLOUT_OPTIONS, make_tiny_run
 from whole_runs import MINING
 
 from lar_lightning.__main__ import main as run_lar
+from lar_lightning.collapse import DEFAULT_SIGNALS, Alarm, Monitor
 from lar_lightning.rollouts import trajectory_path
 from lar_lightning.runs import base_checkpoint
 from lar_lightning.trajectories import read_trajectories
@@ -54,9 +57,10 @@ def main() -> None:
     found = []
     for kind, at_step, seed in runs:
         run_dir = options.out / f"{kind}-{at_step}-{seed}"
-        shutil.rmtree(run_dir, ignore_errors=True)
-        shutil.copytree(source, run_dir)
-        fit(run_dir, kind, at_step, seed, options, [*own, *rest])
+        if not (run_dir / "collapse_series.csv").exists():  # the same command goes on
+            shutil.rmtree(run_dir, ignore_errors=True)
+            shutil.copytree(source, run_dir)
+            fit(run_dir, kind, at_step, options.num_steps, seed, [*own, *rest])
         figures = figures_of(run_dir, kind, at_step, seed, options)
         found.append(figures)
         print(json.dumps(figures), flush=True)
@@ -86,9 +90,14 @@ def prepare(options: argparse.Namespace) -> tuple[Path, list[str]]:
         own = [f"--base_model={checkpoint}", *ROLLOUT_OPTIONS, *MINING]
         own += ["--data.init_args.loading.batch_size=8"]
     if not (source / "latent_vocabulary.json").exists():
-        status = run_lar(["mine", "--config=configs/quickstart.yaml", f"--run_dir={source}"] + [
-            option.replace("--data.init_args.", "--") for option in own if "loading" not in option
-        ])
+        status = run_lar(
+            ["mine", "--config=configs/quickstart.yaml", f"--run_dir={source}"]
+            + [
+                option.replace("--data.init_args.", "--")
+                for option in own
+                if "loading" not in option
+            ]
+        )
         assert status == 0
         model = options.base_model or str(options.out / "model")
         trajectories = read_trajectories(trajectory_path(source, "train"))
@@ -96,11 +105,9 @@ def prepare(options: argparse.Namespace) -> tuple[Path, list[str]]:
     return source, own
 
 
-def fit(
-    run_dir: Path, kind: str, at_step: int, seed: int, options: argparse.Namespace, own: list[str]
-) -> None:
+def fit(run_dir: Path, kind: str, at_step: int, num_steps: int, seed: int, own: list[str]) -> None:
     """Train a run, healthy or broken."""
-    every = max(options.num_steps // 10, 1)
+    every = max(num_steps // 10, 1)
     arguments = [
         "fit",
         "--config=configs/quickstart.yaml",
@@ -108,7 +115,7 @@ def fit(
         *own,
         f"--seed_everything={seed}",
         f"--data.init_args.loading.seed={seed}",
-        f"--trainer.max_steps={options.num_steps}",
+        f"--trainer.max_steps={num_steps}",
         "--trainer.max_epochs=-1",
         f"--trainer.val_check_interval={every}",
         "--trainer.check_val_every_n_epoch=null",
@@ -129,10 +136,8 @@ def fit(
 def figures_of(
     run_dir: Path, kind: str, at_step: int, seed: int, options: argparse.Namespace
 ) -> dict[str, object]:
-    """Return the first alarm of a run and its delay."""
-    file = run_dir / "metrics" / "collapse.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    alarms = [json.loads(line) for line in lines]
+    """Return the first alarm of a run and its delay, by the tests as they are now."""
+    alarms = replayed(run_dir / "collapse_series.csv")
     begin = max(at_step, round(WARMUP_SHARE * options.num_steps))
     first = alarms[0] if alarms else None
     return {
@@ -140,11 +145,22 @@ def figures_of(
         "at_step": at_step,
         "seed": seed,
         "num_alarms": len(alarms),
-        "first_signal": first and first["signal"],
-        "first_step": first and first["step"],
-        "delay": first and first["step"] - begin,
+        "first_signal": first and first.signal,
+        "first_step": first and first.step,
+        "delay": first and first.step - begin,
         "is_finite": not (run_dir / "not_finite").exists(),
     }
+
+
+def replayed(file: Path) -> list[Alarm]:
+    """Return the alarms of what a run's tests were given."""
+    monitor = Monitor(DEFAULT_SIGNALS)
+    alarms: list[Alarm] = []
+    with file.open() as lines:
+        for row in csv.DictReader(lines):
+            step = int(row.pop("step"))
+            alarms += monitor.observe({k: float(v) for k, v in row.items() if v}, step)
+    return alarms
 
 
 def table(found: list[dict[str, object]]) -> str:
