@@ -206,12 +206,7 @@ class AbstractionSchedule(L.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, trainer.global_step)
-        self._say(
-            trainer,
-            f"stage {result.stage} of {len(self.sizes)}, {result.num_latents} latents, rate "
-            f"{result.rate:.3f}, saving {result.saving:.3f}, {result.nats_per_token:.4f} nats a "
-            f"token: {'holds' if result.holds else 'does not hold, ' + result.reason}",
-        )
+        self._say(trainer, str(result))
 
     def _sizes(self, trainer: L.Trainer) -> tuple[int, ...]:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from lar_lightning.collapse.actions import (
     say,
     scale_learning_rate,
 )
+from lar_lightning.collapse.steps import step_signals
 from lar_lightning.collapse.usage import use_of, use_sums
 from lar_lightning.errors import SettingError, unknown_name
 from lar_lightning.losses import RowTerms
@@ -59,7 +60,7 @@ class CollapseDetection(L.Callback):
                 `restore_best` (the weights of the best validation, or of the start, with new
                 optimizers), `lower_rate`, `stop`. `stop` alone leaves the collapsed weights in the
                 last checkpoint; with `restore_best` it leaves the best ones.
-            warmup_share: Share of all steps in which nothing is tested.
+            warmup_share: Share of all steps in which only what needs no warm-up is tested.
             rate_factor: What `lower_rate` multiplies the learning rate by.
             max_restores: After so many, one more also stops the run.
             signals: To be watched beside the default ones, or instead of those of the same name.
@@ -117,24 +118,13 @@ class CollapseDetection(L.Callback):
         values = self._logged(trainer, names)
         if pl_module.last_terms is None:  # the last loss that was logged is an earlier step's
             values.pop("train/loss_nats", None)
-        values |= self._of_step(pl_module, batch)
+        values |= step_signals(pl_module, batch, self._gradient_norm)
+        self._gradient_norm = None
         for name in ("underuse", "overuse", "adoption", "row_gradient_norm"):
             if (value := values.get(f"collapse/{name}")) is not None:
                 pl_module.log(f"collapse/{name}", value)
         self._test(trainer, pl_module, names, values)
         pl_module.log("collapse/alarm", float(self.num_alarms))
-
-    def _of_step(self, module: LatentActionModule, batch: DistillationBatch) -> dict[str, float]:
-        """Return this process's own signals of a step."""
-        values: dict[str, float] = {}
-        if module.student.num_active and self._gradient_norm is not None:
-            values["collapse/row_gradient_norm"] = self._gradient_norm
-            values["collapse/idle_rows"] = float(self._gradient_norm == 0)
-            self._gradient_norm = None
-        if module.last_terms is not None:
-            use = use_of(use_sums(batch.targets, module.last_terms.split, module.student.folding))
-            values |= {f"collapse/{k}": v for k, v in vars(use).items() if v is not None}
-        return values
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -170,6 +160,7 @@ class CollapseDetection(L.Callback):
         values = self._logged(trainer, names)
         use = use_of(sums[2:])
         values |= {f"collapse/val_{k}": v for k, v in vars(use).items() if v is not None}
+        values["collapse/val_nats"] = loss
         if self.start[:1] == [rows]:  # of the same text in the same units
             values["collapse/loss_against_start"] = loss / self.start[1]
         is_quiet = not self._test(trainer, pl_module, names, values)
@@ -191,7 +182,11 @@ class CollapseDetection(L.Callback):
         """Test means over processes, and act."""
         values = agreed(trainer, names, values)
         if trainer.global_step <= self._begin(module):
-            return []
+            values = {
+                name: value
+                for name, value in values.items()
+                if not self.monitor.tests[name].signal.has_warmup
+            }
         alarms = self.observe(values, trainer.global_step)
         if alarms:
             self.num_alarms += len(alarms)
@@ -203,7 +198,7 @@ class CollapseDetection(L.Callback):
         return self.monitor.observe(values, step)
 
     def _begin(self, module: LatentActionModule) -> int:
-        """Return the last step that is not tested."""
+        """Return the last step of warm-up."""
         cycle = module.num_steps / module.num_cycles
         grounding = max(module.distillation.grounding_steps - self.first_step, 0)
         return self.first_step + grounding + round(self.warmup_share * cycle)

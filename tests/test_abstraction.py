@@ -44,7 +44,7 @@ def test_shares_of_a_vocabulary_are_numbers_of_latents() -> None:
 
 
 @pytest.mark.parametrize(
-    "shares", [(), (0.0, 1.0), (0.5, 1.5), (0.5, 0.5), (0.5, 0.25), (0.3, 0.4)]
+    "shares", [(), (0.0, 1.0), (0.5, 1.5), (0.5, 0.5), (0.5, 0.25), (0.3, 0.35)]
 )
 def test_shares_that_do_not_grow_by_a_latent_are_refused(shares: tuple[float, ...]) -> None:
     with pytest.raises(SettingError, match="`shares`"):

@@ -188,10 +188,18 @@ def test_without_latents_there_is_no_use_to_speak_of() -> None:
     assert use.underuse is use.overuse is use.adoption is None
 
 
-WARMUP = 10
-"""Steps of warm-up in the recordings; see tests/benchmarks/collapse.py for the command."""
-DELAYS = {"rate": 5, "entropy": 10, "shuffled": 5, "frozen": 5}
-"""Most steps from a collapse, or from the end of warm-up, to its alarm, by kind."""
+DELAYS = {
+    ("rate", 60): 5,
+    ("entropy", 60): 5,
+    ("shuffled", 60): 5,
+    ("frozen", 60): 5,
+    ("rate", 0): 15,
+    ("entropy", 0): 15,
+    ("shuffled", 0): 5,
+    ("frozen", 0): 5,
+}
+"""Most steps until a collapse is found, by its kind and the step where it was planted. The runs are
+of 100 steps, of which 10 are warm-up: `python -m tests.benchmarks.collapse --record FOLDER`."""
 
 
 @pytest.mark.parametrize("file", sorted(RECORDINGS.glob("none-*.csv")), ids=lambda f: f.stem)
@@ -199,13 +207,11 @@ def test_recorded_healthy_runs_raise_no_alarm(file: Path) -> None:
     assert replayed(file) == []
 
 
-@pytest.mark.parametrize("at_step", [0, 60])
-@pytest.mark.parametrize("kind", DELAYS)
+@pytest.mark.parametrize(("kind", "at_step"), DELAYS)
 def test_recorded_collapses_are_found_within_the_stated_delay(kind: str, at_step: int) -> None:
     (file,) = RECORDINGS.glob(f"{kind}-from-{at_step}-*.csv")
-    found = replayed(file)
-    begin = max(at_step, WARMUP)
-    assert begin < found[0].step <= begin + DELAYS[kind]
+    first = replayed(file)[0]
+    assert 0 < first.step - at_step <= DELAYS[kind, at_step]
 
 
 PLANTED = (

@@ -19,6 +19,8 @@ CONFIGS = [
     config for config in sorted(Path("configs").rglob("*.yaml")) if config.parent.name != "tables"
 ]
 """Those of `fit`; the grids are in `test_table_configs.py`."""
+OVERLAYS = ("ablations", "overlays")
+"""Folders of what is stacked on another file."""
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -26,7 +28,7 @@ def test_every_config_parses_and_does_a_fast_run(
     config: Path, run_dir: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     sources = {"data_modules.RolloutDataModule": ROLLOUT_OPTIONS}
-    stacked = ["--config", str(config)] if config.parent.name == "ablations" else []
+    stacked = ["--config", str(config)] if config.parent.name in OVERLAYS else []
     base = Path("configs/quickstart.yaml") if stacked else config
     data = yaml.safe_load(base.read_text())["data"]["class_path"]
     if data == "data_modules.RecordedDataModule":

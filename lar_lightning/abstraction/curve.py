@@ -34,6 +34,14 @@ class StageResult:
     reason: str
     """Why it does not hold."""
 
+    def __str__(self) -> str:
+        """Say it in a line."""
+        verdict = "holds" if self.holds else f"does not hold, {self.reason}"
+        return (
+            f"stage {self.stage}, {self.num_latents} latents, rate {self.rate:.3f}, saving "
+            f"{self.saving:.3f}, {self.nats_per_token:.4f} nats a token: {verdict}"
+        )
+
     @classmethod
     def of(cls, held_out: HeldOut, **rest: Any) -> Self:
         """Make shares of sums."""

@@ -4,6 +4,7 @@ Two kinds. A *change* is held against the best window of its own past: training 
 so the reference only ever moves to the better, and a slow decline counts as well as a sudden one.
 A *limit* is bad in itself, so that a run that was broken from its first step is found too:
 
+    collapse/nats       divergence of a row: a student two nats from its teacher never was one
     collapse/underuse   nats of the split term where a latent is due, over those of choosing by
                         chance among the units that begin alike: log(1 + their number)
     collapse/overuse    the same where none is due, though some begin with the next token
@@ -12,7 +13,8 @@ A *limit* is bad in itself, so that a run that was broken from its first step is
     collapse/idle_rows  1 where latent rows got no gradient at all
     collapse/loss_against_start  held-out loss over that before the first step
 
-Chance is where training begins, since a latent's output row starts as that of its first token.
+Chance is where training begins, since a latent's output row starts as that of its first token: from
+there on both ratios fall, so these two are tested from the first step.
 """
 
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ class Signal:
     """Least spread in the metric's own unit: a loss of next to nothing may well double."""
     patience: int = 3
     """Fewest values that an alarm needs."""
+    has_warmup: bool = True
+    """Not read while training warms up."""
     skips_repeats: bool = False
     """The same number again is no new value: for metrics that are not made at each step."""
 
@@ -59,10 +63,11 @@ class Signal:
 
 DEFAULT_SIGNALS = (
     Signal(name="train/loss_nats", min_spread=0.2),
+    Signal(name="collapse/nats", limit=1.5, patience=5),
     Signal(name="collapse/row_gradient_norm", min_spread=1.0, patience=5),
     Signal(name="collapse/idle_rows", limit=0.5, patience=5),
-    Signal(name="collapse/underuse", limit=1.0, min_spread=0.25, patience=5),
-    Signal(name="collapse/overuse", limit=1.0, min_spread=0.25, patience=5),
+    Signal(name="collapse/underuse", limit=1.0, patience=3, has_warmup=False),
+    Signal(name="collapse/overuse", limit=1.0, patience=3, has_warmup=False),
     Signal(name="collapse/adoption", bad="down", limit=0.4, patience=5),
     Signal(name="val/loss_nats", when="validation", window=2, patience=1),
     Signal(name="val/folded_nats", when="validation", window=2, patience=1),
@@ -83,6 +88,7 @@ DEFAULT_SIGNALS = (
         patience=1,
     ),
     Signal(name="collapse/loss_against_start", when="validation", limit=1.0, patience=1),
+    Signal(name="collapse/val_nats", when="validation", limit=1.5, patience=1),
     Signal(name="collapse/val_underuse", when="validation", limit=1.0, patience=1),
     Signal(name="collapse/val_overuse", when="validation", limit=1.0, patience=1),
     # Of short texts, which are few: only what is plain.

