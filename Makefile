@@ -26,7 +26,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-reencoding bench-serve lock clean-venv FORCE
+.PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-reencoding bench-serve bench-collapse bench-abstraction lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -74,6 +74,12 @@ bench-reencoding: install ## plain text that clients send back, as units: what i
 
 bench-estimates: install ## memory, operations and time of steps, estimated and measured (BENCH_ARGS="--only lora" is passed on)
 	$(PY) -m tests.benchmarks.estimates $(BENCH_ARGS)
+
+bench-collapse: install ## false alarms and delays of collapse detection (BENCH_ARGS="--seeds 0 1" is passed on)
+	$(PY) -m tests.benchmarks.collapse $(BENCH_ARGS)
+
+bench-abstraction: install ## the boundary of a schedule against fixed rates (BENCH_ARGS="--max_nats 0.3" is passed on)
+	$(PY) -m tests.benchmarks.abstraction $(BENCH_ARGS)
 
 lock: ## bring .requirements/cpu.txt up to pyproject.toml (remove it first to take the newest of all)
 	$(CHECK_PYTHON)

@@ -1,5 +1,7 @@
 """Lightning callbacks; only YAML names them."""
 
+from callbacks.abstraction_schedule import AbstractionSchedule
+from callbacks.collapse_detection import CollapseDetection
 from callbacks.horizon_metrics import HorizonMetrics
 from callbacks.latent_sample_table import LatentSampleTable
 from callbacks.requeue import Requeue
@@ -8,6 +10,8 @@ from callbacks.throughput_monitor import ThroughputMonitor
 from callbacks.tracked_artefacts import TrackedArtefacts
 
 __all__ = [
+    "AbstractionSchedule",
+    "CollapseDetection",
     "HorizonMetrics",
     "LatentSampleTable",
     "Requeue",

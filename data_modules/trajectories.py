@@ -23,6 +23,8 @@ from lar_lightning.settings import (
 )
 from lar_lightning.trajectories import Trajectory, fitted
 
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+
 
 class TrajectoryDataModule(L.LightningDataModule):
     """Trajectories of some source, aligned with their latent form."""
@@ -46,6 +48,9 @@ class TrajectoryDataModule(L.LightningDataModule):
         self.loading = loading
         self.training: list[AlignedTrajectory] = []
         self.held_out: list[AlignedTrajectory] = []
+        self.num_active: int | None = None
+        self._realigned: dict[Split, list[AlignedTrajectory]] = {}
+        self._loaders: list[tuple[Split, TrajectoryLoader]] = []
 
     @abstractmethod
     def ensure_trajectories(self) -> None:
@@ -61,10 +66,24 @@ class TrajectoryDataModule(L.LightningDataModule):
         if self.training:
             return
         vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
-        self.training, self.held_out = (
-            [self._aligned(vocabulary, trajectory) for trajectory in self._fitting(split)]
-            for split in ("train", "held_out")
-        )
+        self.training = self._read(vocabulary, "train")
+        self.held_out = self._read(vocabulary, "held_out")
+
+    def activate(self, num_latents: int) -> None:
+        """Write trajectories with the first latents alone, also for loaders that are in use.
+
+        Between epochs only: an epoch that has begun keeps its order.
+        """
+        if num_latents == self.num_active:
+            return
+        vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir)).first(num_latents)
+        self._realigned = {split: self._read(vocabulary, split) for split in SPLITS}
+        self.num_active = num_latents
+        for split, loader in self._loaders:
+            loader.realign(self._realigned[split])
+
+    def _read(self, vocabulary: LatentVocabulary, split: Split) -> list[AlignedTrajectory]:
+        return [self._aligned(vocabulary, trajectory) for trajectory in self._fitting(split)]
 
     def _aligned(self, vocabulary: LatentVocabulary, trajectory: Trajectory) -> AlignedTrajectory:
         aligned = align(vocabulary, canonical_form(trajectory, vocabulary.classes))
@@ -96,11 +115,11 @@ class TrajectoryDataModule(L.LightningDataModule):
 
     @override
     def train_dataloader(self) -> TrajectoryLoader:
-        return self._loader(self.training, is_shuffled=True)
+        return self._loader("train")
 
     @override
     def val_dataloader(self) -> TrajectoryLoader:
-        return self._loader(self.held_out, is_shuffled=False)
+        return self._loader("held_out")
 
     @override
     def test_dataloader(self) -> TrajectoryLoader:
@@ -110,17 +129,20 @@ class TrajectoryDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> TrajectoryLoader:
         return self.val_dataloader()
 
-    def _loader(
-        self, trajectories: list[AlignedTrajectory], *, is_shuffled: bool
-    ) -> TrajectoryLoader:
-        trainer = self.trainer
-        return TrajectoryLoader(
-            trajectories,
+    def _loader(self, split: Split) -> TrajectoryLoader:
+        trainer, is_training = self.trainer, split == "train"
+        loader = TrajectoryLoader(
+            self.training if is_training else self.held_out,
             batch_size=self.loading.batch_size,
             seed=self.loading.seed,
-            is_shuffled=is_shuffled,
+            is_shuffled=is_training,
             # Validation has no variety to lose.
-            is_grouped=self.loading.is_grouped or not is_shuffled,
+            is_grouped=self.loading.is_grouped or not is_training,
             rank=trainer.global_rank if trainer else 0,
             num_ranks=trainer.world_size if trainer else 1,
         )
+        # Made of all latents first: by them it knows whether a checkpoint's position is its own.
+        if split in self._realigned:
+            loader.realign(self._realigned[split])
+        self._loaders.append((split, loader))
+        return loader

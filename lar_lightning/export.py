@@ -117,14 +117,15 @@ def export_run(
         print(f"export: reused {target} ({origin['dtype']})", flush=True)
     else:
         student = load_trained_student(base, vocabulary, source, must_be_finished=ckpt_path is None)
-        probes = probes_of(vocabulary, run_dir, student.max_length)
+        served = vocabulary.first(student.num_active)
+        probes = probes_of(served, run_dir, student.max_length)
         reference = reference_of(student, probes)
         dtype = options.dtype or str(student.heads.teacher.dtype).removeprefix("torch.")
         shards = options.max_shard_size or MAX_SHARD_SIZE
         with replacing_folder(target) as temporary:
             write_checkpoint(
                 student,
-                vocabulary,
+                served,
                 base,
                 temporary,
                 dtype=getattr(torch, dtype),
@@ -132,7 +133,7 @@ def export_run(
             )
             del student
             gc.collect()  # adapters stand in circles
-            checks = check_export(temporary, base, vocabulary, reference, run_dir)
+            checks = check_export(temporary, base, served, reference, run_dir)
             origin = {
                 "run": _name_of(run_dir),
                 "made_from": made_from,
@@ -142,7 +143,8 @@ def export_run(
             }
             write_json(temporary / SOURCE_FILE, origin)
         print(f"export: made {target} from {source} ({checks['summary']})", flush=True)
-    _write_card(target, base_model, base, vocabulary, run_dir, origin)
+    served = LatentVocabulary.load(vocabulary_path(target))
+    _write_card(target, base_model, base, served, run_dir, origin)
     if options.push_to_hub is not None:
         from lar_lightning.hub import push
 
@@ -227,6 +229,7 @@ def load_trained_student(
         f"a checkpoint of the same settings has the same parameters, got {sorted(missing)[:3]}"
     )
     student.load_state_dict(state, strict=False)
+    student.activate(content["latent_actions"].get("num_active", len(vocabulary)))
     return student
 
 
@@ -254,16 +257,17 @@ def write_checkpoint(
     """Write model, tokenizer and latent vocabulary into `folder`; uses up the student.
 
     Weights are written in `dtype`; None is the precision of the base model, also where its weights
-    were trained in another.
+    were trained in another. Of more rows than the vocabulary has latents, the first are written.
     """
-    rows = student.rows
+    num_latents = len(vocabulary)
+    rows = [matrix[:num_latents] for matrix in (student.rows.input_rows, student.rows.output_rows)]
     dtype = dtype or student.heads.teacher.dtype
     student.teacher = None
     if dtype == torch.float32:
         _cast(student.model, dtype)  # before adapters are added, so that the sum is not rounded
     model = student.release()
     _cast(model, dtype)
-    model = extended_model(model, rows.input_rows, rows.output_rows, vocabulary.base_size)
+    model = extended_model(model, *rows, base_size=vocabulary.base_size)
     tokenizer = extend_tokenizer(load_tokenizer(base), vocabulary)
     assert len(tokenizer) <= model.config.vocab_size
     model.save_pretrained(folder, max_shard_size=max_shard_size)

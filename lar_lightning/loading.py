@@ -58,6 +58,18 @@ class TrajectoryLoader:
         self.seconds_loading = 0.0
         """Spent on making batches, while training waited."""
         self._is_restored = False
+        self._num_units = sum(len(item.student_ids) for item in self.trajectories)
+
+    def realign(self, trajectories: Sequence[AlignedTrajectory]) -> None:
+        """Take the same trajectories in another latent form, from the next batch on.
+
+        An epoch that has begun keeps its order, so do this between epochs.
+        """
+        realigned = [item for item in trajectories if len(item.target_units)]
+        assert [item.trajectory_id for item in realigned] == [
+            item.trajectory_id for item in self.trajectories
+        ], "the trajectories are the same"
+        self.trajectories = realigned
 
     def __len__(self) -> int:
         num_batches = -(-len(self.trajectories) // self.batch_size)
@@ -141,5 +153,5 @@ class TrajectoryLoader:
             "seed": self.seed,
             "is_grouped": self.is_grouped,
             "num_trajectories": len(self.trajectories),
-            "num_units": sum(len(item.student_ids) for item in self.trajectories),
+            "num_units": self._num_units,
         }

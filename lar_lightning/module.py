@@ -48,6 +48,8 @@ class LatentActionModule(L.LightningModule):
     on_policy_stage: OnPolicyStage
     num_steps: int
     """Estimated, of the whole run."""
+    last_terms: RowTerms | None
+    """Of the last training step; None where it was no comparison with the teacher's text."""
 
     def __init__(
         self,
@@ -131,6 +133,8 @@ class LatentActionModule(L.LightningModule):
         self.teacher_cache: TeacherCache | None = None
         self.strict_loading = False  # checkpoints hold what trains, not the base model
         self.identity: dict[str, str] = {}
+        self.last_terms = None
+        self.num_cycles = 1  # of the learning rate and of the on-policy stage
 
     @override
     def configure_model(self) -> None:
@@ -168,6 +172,12 @@ class LatentActionModule(L.LightningModule):
             )
         return self.device_mesh["data_parallel"]
 
+    def activate(self, num_latents: int) -> None:
+        """Leave the first latents in play: the others get no probability and no gradient."""
+        self.student.activate(num_latents)
+        vocabulary = LatentVocabulary.load(vocabulary_path(self.run_dir))
+        self.on_policy_stage.vocabulary = vocabulary.first(num_latents)
+
     @override
     def on_fit_start(self) -> None:
         if not self.on_policy.share or self.on_policy.engine != "vllm":
@@ -187,6 +197,7 @@ class LatentActionModule(L.LightningModule):
 
     @override
     def training_step(self, batch: DistillationBatch, batch_idx: int) -> Tensor:
+        self.last_terms = None
         if self._is_grounding:
             return self._ground(batch)
         sampled = self._sampled(batch, batch_idx) if self.on_policy.share else None
@@ -195,6 +206,7 @@ class LatentActionModule(L.LightningModule):
         loss, terms = self.compare(batch, self.distillation)
         self._check_finite(loss, terms, batch)
         self._log_terms("train", loss, terms, batch)
+        self.last_terms = terms
         return loss
 
     @property
@@ -220,7 +232,7 @@ class LatentActionModule(L.LightningModule):
         self, batch: DistillationBatch, batch_idx: int
     ) -> tuple[OnPolicyBatch, SampleCounts] | None:
         """Return what the student writes after a batch's prompts, where the step asks for it."""
-        is_due = self.on_policy_stage.is_due(self.global_step, self.num_steps)
+        is_due = self.on_policy_stage.is_due(*self._place_in_cycle(self.global_step))
         place = (self.global_step, batch_idx, self.global_rank)
         sampled = self.on_policy_stage.sample(self.student, batch, place) if is_due else None
         # Lightning repeats the last value of what a step does not log: these say whose it is.
@@ -405,14 +417,20 @@ class LatentActionModule(L.LightningModule):
             {"params": [p for p in others if p.ndim < 2], "lr": rate},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
-        num_steps = self.num_steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        self.num_steps = max(int(self.trainer.estimated_stepping_batches), 1)
         # Where epochs end training, Lightning makes the loaders for this estimate, before it has
         # read their position from a checkpoint, and keeps them as they are. Let it make them anew.
         self.trainer.fit_loop._combined_loader = None
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, num_steps, self.hparams["warmup_share"])
+            optimizer,
+            lambda step: warmup_cosine(*self._place_in_cycle(step), self.hparams["warmup_share"]),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _place_in_cycle(self, step: int) -> tuple[int, int]:
+        """Return how far into its cycle a step is, and the length of a cycle."""
+        length = max(self.num_steps // self.num_cycles, 1)
+        return (step, length) if self.num_cycles == 1 else (step % length, length)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -425,6 +443,7 @@ class LatentActionModule(L.LightningModule):
             # Where training was asked to stop, that was the last step.
             "num_steps": self.global_step if self.trainer.should_stop else self.num_steps,
             "batches_per_step": self._batches_per_step,
+            "num_active": self.student.num_active,
         }
 
     @override

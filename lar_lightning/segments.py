@@ -87,6 +87,15 @@ class LatentVocabulary:
     def __len__(self) -> int:
         return len(self.latents)
 
+    def first(self, num_latents: int) -> "LatentVocabulary":
+        """Return the vocabulary of the first latents; their ids stay what they are."""
+        return LatentVocabulary(
+            self.latents[:num_latents],
+            base_size=self.base_size,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            provenance=self.provenance,
+        )
+
     @property
     def classes(self) -> dict[tuple[int, ...], tuple[tuple[int, ...], ...]]:
         """Other realizations by canonical segment, where a latent stands for several."""

@@ -83,6 +83,8 @@ class Student(nn.Module):
             )
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.base_size = base_size
+        self._segments = vocabulary.segments
+        self.num_active = len(vocabulary)
         self.folding = Folding(vocabulary.segments, base_size)
         # Base tokens that a latent stands for, by latent; the last entry (index -1) is for all
         # base tokens.
@@ -113,7 +115,20 @@ class Student(nn.Module):
             _head_of(model).weight[: self.base_size]
             for model in (self.model, self.teacher or self.model)
         )
-        return Heads(teacher=teacher, base=base, latent=self.rows.output_rows)
+        latent = self.rows.output_rows
+        if self.num_active < len(self._segments):
+            latent = latent[: self.num_active]
+        return Heads(teacher=teacher, base=base, latent=latent)
+
+    def activate(self, num_latents: int) -> None:
+        """Leave the first latents in play.
+
+        The rows of the others stay as they are: nothing reads them or gives them probability.
+        """
+        assert 0 <= num_latents <= len(self._segments), "there are no more latents"
+        device = self.folding.group_of_token.device
+        self.num_active = num_latents
+        self.folding = Folding(self._segments[:num_latents], self.base_size).to(device)
 
     def student_hidden(
         self, ids: Int[Tensor, "B S"], mask: Int[Tensor, "B S"], *, is_grounding: bool = False

@@ -98,10 +98,13 @@ def train_tiny_tokenizer() -> "PreTrainedTokenizerFast":
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers with tied embeddings, in bfloat16, with its tokenizer."""
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny_checkpoint"))
+
+
+def make_tiny_checkpoint(folder: Path) -> Path:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny_checkpoint")
     tokenizer: Any = train_tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -58,7 +58,7 @@ class Lar(TurnAgent):
             )
         check_held_out(run_dir, workshop.held_out_ids)
         export = export_run(workshop.base_model, run_dir)
-        return Prepared(agent=self, checkpoint=export, latent_vocabulary=vocabulary_path(run_dir))
+        return Prepared(agent=self, checkpoint=export, latent_vocabulary=vocabulary_path(export))
 
     def _train(self, workshop: "Workshop", run_dir: Path) -> None:
         if not self.config or not Path(self.config).is_file():

@@ -18,7 +18,7 @@ from lar_lightning.evaluation.results.statistics import (
 from lar_lightning.evaluation.runner import Course, Method, MethodRun, evaluate_method, open_engine
 from lar_lightning.export import export_run
 from lar_lightning.rollouts import split_benchmark
-from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.runs import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import EvaluationSettings, RolloutSettings
 
@@ -38,7 +38,7 @@ def evaluate_run(
     """
     export = export_run(base_model, run_dir)
     _, tasks = split_benchmark(benchmark, rollouts)
-    vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
+    vocabulary = LatentVocabulary.load(export)  # of a run in stages, the latents that held
     methods = [
         Method(label=label, agent=load_agent(label, {"style": rollouts.style}), **served)
         for label, served in {
