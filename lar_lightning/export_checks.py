@@ -101,8 +101,8 @@ def reference_of(student: Student, probes: tuple[tuple[int, ...], ...]) -> Refer
     return Reference(
         probes=probes,
         logits=torch.cat([base, hidden.float() @ heads.latent.float().T], dim=2),
-        input_rows=student.rows.input_rows.detach().clone(),
-        output_rows=student.rows.output_rows.detach().clone(),
+        input_rows=student.rows.input_rows[: student.num_active].detach().clone(),
+        output_rows=student.rows.output_rows[: student.num_active].detach().clone(),
     )
 
 
