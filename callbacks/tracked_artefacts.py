@@ -1,6 +1,7 @@
 """What belongs to a run in Weights & Biases besides its curves."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import yaml
@@ -9,7 +10,7 @@ from typing_extensions import override
 from lar_lightning.evaluation.plots import read_curves
 from lar_lightning.module import LatentActionModule
 from lar_lightning.tracked_files import log_curves, log_inputs, summarize
-from lar_lightning.tracking import tracked_runs
+from lar_lightning.tracking import tell
 
 
 class TrackedArtefacts(L.Callback):
@@ -30,12 +31,15 @@ class TrackedArtefacts(L.Callback):
         assert isinstance(pl_module, LatentActionModule)
         if not trainer.is_global_zero:
             return
-        for run in tracked_runs(trainer.loggers):
-            config = Path(trainer.log_dir or pl_module.run_dir) / "config.yaml"
-            if config.exists():
-                content = yaml.safe_load(config.read_text(encoding="utf-8"))
-                run.config.update({"run": content}, allow_val_change=True)
+        path = Path(trainer.log_dir or pl_module.run_dir) / "config.yaml"
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+
+        def begin(run: Any) -> None:
+            if config is not None:
+                run.config.update({"run": config}, allow_val_change=True)
             log_inputs(run, pl_module.run_dir)
+
+        tell(trainer.loggers, begin)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,9 +50,7 @@ class TrackedArtefacts(L.Callback):
             name: {step: value for step, value in values.items() if step <= trainer.global_step}
             for name, values in read_curves(pl_module.run_dir / "logs").items()
         }
-        for run in tracked_runs(trainer.loggers):
-            if run.offline:
-                log_curves(run, before)
+        tell(trainer.loggers, lambda run: log_curves(run, before) if run.offline else None)
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,5 +59,5 @@ class TrackedArtefacts(L.Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        for run in tracked_runs(trainer.loggers):
-            summarize(run, read_curves(pl_module.run_dir / "logs"))
+        curves = read_curves(pl_module.run_dir / "logs")
+        tell(trainer.loggers, lambda run: summarize(run, curves))

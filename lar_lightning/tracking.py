@@ -6,7 +6,9 @@ Everything that W&B is told is also in the run folder (CSV, JSON, `report.html`)
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,8 @@ from lar_lightning.errors import SettingError
 
 IDENTITY_FILE = "wandb_run.json"
 """Under which id, project and entity W&B knows the run of a folder."""
+FLUSH_SECONDS = 15.0
+"""Until all that W&B's process was told is on the disk."""
 STEP_METRIC = "trainer/global_step"
 """What W&B draws over; its own step begins anew whenever a run goes on offline."""
 
@@ -34,6 +38,7 @@ class TrackedRun(WandbLogger):
     it has written stays on disk.
     """
 
+    finish_seconds: float
     is_lost = False
     """W&B's own process has ended."""
 
@@ -65,6 +70,7 @@ class TrackedRun(WandbLogger):
                 "checkpoint holds what trains only, and W&B refuses it offline. The verb `track` "
                 "logs the exported model."
             )
+        self.finish_seconds = finish_seconds
         limits = wandb.Settings(init_timeout=connect_seconds, finish_timeout=finish_seconds)
         super().__init__(
             **options,
@@ -92,19 +98,33 @@ class TrackedRun(WandbLogger):
                     f"the run is kept in {self.save_dir}: `wandb sync` brings it up."
                 )
                 self._wandb_init["mode"] = "offline"
+                _forget_attempt()
         return found.fget(self)
 
     @override
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self.is_lost:
-            return
+        if not self.is_lost:
+            with self.going_on():
+                super().log_metrics(metrics, step)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Say what W&B fails at, and go on: it has no say in whether training does."""
         try:
-            super().log_metrics(metrics, step)
+            yield
         except ConnectionError as error:
             self.is_lost = True
             rank_zero_warn(
                 f"W&B's process has ended ({error}). Training goes on without it; what it has "
                 f"written is in {self.save_dir}: `wandb sync` brings it up."
+            )
+        except SettingError:
+            raise
+        except Exception as error:
+            first = str(error).partition("\n")[0]
+            rank_zero_warn(
+                f"W&B has not taken a value ({type(error).__name__}: {first}). Training goes on; "
+                f"the files in {self.save_dir} have it."
             )
 
     @override
@@ -115,12 +135,18 @@ class TrackedRun(WandbLogger):
         run, self._experiment = self._experiment, None
         if run is None or self.is_lost:
             return
-        import wandb
-
-        try:
-            run.finish(exit_code=0 if status == "success" else 1)
-        except (OSError, wandb.Error) as error:
-            rank_zero_warn(f"W&B could not end its run ({error}); see {self.save_dir}.")
+        with self.going_on():
+            if not ended_in(
+                lambda: run.finish(exit_code=0 if status == "success" else 1),
+                self.finish_seconds + FLUSH_SECONDS,
+            ):
+                # W&B's own limit does not count for what it uploads as artefacts.
+                kill_wandb()
+                self.is_lost = True
+                rank_zero_warn(
+                    "W&B has not brought up all that it was told. It is kept in "
+                    f"{self.save_dir}/wandb: `wandb sync` brings it up."
+                )
 
     def _identify(self) -> None:
         """Take the run's identity from its folder, or leave it there."""
@@ -149,6 +175,46 @@ class TrackedRun(WandbLogger):
                 f"kept in {self.save_dir}/wandb; `wandb sync` brings it up."
             )
             self._wandb_init["mode"] = "offline"
+
+
+def ended_in(action: Callable[[], object], seconds: float) -> bool:
+    """Call in a thread that nothing waits for at the end; return whether it ended in time.
+
+    Raises:
+        Exception: what the action raises.
+    """
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    return not thread.is_alive()
+
+
+def kill_wandb() -> None:
+    """End W&B's process at once; else it would be waited for when this one ends."""
+    import psutil
+
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
+            child.wait()
+
+
+def _forget_attempt() -> None:
+    """End W&B's process, which holds the id of a run that it could not begin."""
+    import wandb
+
+    with suppress(SystemExit, Exception):  # it ends the process where its own did not end well
+        wandb.teardown()
 
 
 def read_identity(run_dir: Path) -> dict[str, Any]:
@@ -184,13 +250,15 @@ def has_key() -> bool:
         return True  # W&B itself says what is wrong with the key
 
 
-def tracked_runs(loggers: Iterable[Logger]) -> list[Any]:
-    """Return the W&B runs among a trainer's loggers that can still be told something."""
-    return [
-        logger.experiment
-        for logger in loggers
-        if isinstance(logger, WandbLogger) and not getattr(logger, "is_lost", False)
-    ]
+def tell(loggers: Iterable[Logger], what: Callable[[Any], object]) -> None:
+    """Call with each W&B run of a trainer's loggers; where W&B fails, training goes on."""
+    for logger in loggers:
+        if isinstance(logger, TrackedRun):
+            if not logger.is_lost:
+                with logger.going_on():
+                    what(logger.experiment)
+        elif isinstance(logger, WandbLogger):
+            what(logger.experiment)
 
 
 def alert(
@@ -207,5 +275,4 @@ def alert(
         text: What was found, at which step, and what is done about it.
         level: How bad it is.
     """
-    for run in tracked_runs(loggers):
-        run.alert(title=title, text=text, level=level)
+    tell(loggers, lambda run: run.alert(title=title, text=text, level=level))

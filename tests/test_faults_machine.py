@@ -107,7 +107,7 @@ def test_trajectories_that_may_not_be_read_are_named(
     arguments = fit_arguments(run_dir, tiny_checkpoint, *EVERY_STEP)
     running = Running(arguments, tmp_path / "out.txt", prepare=prepare)
     assert running.wait() == 2, running.said
-    assert f"Permission denied ({file})" in running.said
+    assert f"{file} must be readable, got Permission denied" in running.said
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_run_that_loses_its_wandb_server_trains_on_and_ends_in_time(
     server.server_close()
     assert running.wait() == 0, running.said
     assert "Tracking run with wandb" in running.said
-    assert "Use `wandb sync`" in running.said
+    assert "`wandb sync` brings it up" in running.said
     assert checkpoint_of(run_dir)["global_step"] == 10
     (kept,) = run_dir.glob("wandb/run-*/run-*.wandb")
     assert kept.stat().st_size > 1000

@@ -243,8 +243,9 @@ def test_nan_on_one_rank_stops_both_with_the_reason(
     statuses, seconds = ended(ranks)
     assert statuses == [2, 2], [rank.said for rank in ranks]
     assert seconds < 60
-    assert "the loss must be finite, got nan at step 2" in ranks[1].said
-    assert "all processes of a run must stay alive" in ranks[0].said
+    for rank in ranks:
+        assert "the loss must be finite, got nan at step 2" in rank.said
+        assert "(process 1)" in rank.said
     assert checkpoint_of(run_dir)["global_step"] == 2
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lar_lightning.collapse.monitor import Alarm
+from lar_lightning.tracking import alert
 
 if TYPE_CHECKING:
     import lightning as L
@@ -53,9 +54,7 @@ def announce(trainer: "L.Trainer", alarms: Sequence[Alarm], num_alarms: int, don
         file.writelines(json.dumps({**vars(alarm), "done": done}) + "\n" for alarm in alarms)
     for logger in trainer.loggers:
         logger.log_metrics({"collapse/alarm": float(num_alarms)}, trainer.global_step)
-        alert: Any = getattr(getattr(logger, "experiment", None), "alert", None)
-        if alert is not None:  # Weights & Biases has them
-            alert(title="collapse", text="\n".join(lines))
+    alert(trainer.loggers, "collapse", "\n".join(lines))
 
 
 def restore_weights(trainer: "L.Trainer", path: Path) -> None:
