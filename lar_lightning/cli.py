@@ -162,8 +162,11 @@ class RunCLI(LightningCLI):
         if given is False:
             return False
         others = [given] if isinstance(given, Logger) else given
+        others = list(others) if isinstance(others, Iterable) else []
         csv = CSVLogger(run_dir, name="logs", flush_logs_every_n_steps=1)
-        return [csv, *(others if isinstance(others, Iterable) else [])]
+        if any(isinstance(o, CSVLogger) and Path(o.root_dir) == Path(csv.root_dir) for o in others):
+            return others
+        return [csv, *others]
 
     def _of_subcommand(self, config: Any) -> Any:
         return config[self.subcommand] if self.subcommand else config

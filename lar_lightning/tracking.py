@@ -168,7 +168,9 @@ class TrackedRun(WandbLogger):
         return None if value == "lightning_logs" else value  # Lightning's default
 
     def _choose_mode(self) -> None:
-        is_chosen = self._offline or self._wandb_init.get("mode") or os.environ.get("WANDB_MODE")
+        if self._offline:
+            self._wandb_init["mode"] = "offline"
+        is_chosen = self._wandb_init.get("mode") or os.environ.get("WANDB_MODE")
         if not is_chosen and not has_key():
             rank_zero_info(
                 "W&B: offline, since there is no key (WANDB_API_KEY or `wandb login`). The run is "

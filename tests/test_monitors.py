@@ -54,7 +54,7 @@ def watched_by(path: Path, run_dir: Path, *, with_wandb: bool = False) -> list[s
     loggers = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(run_dir), "name": "logs"}}]
     if with_wandb:
         options = {"save_dir": str(run_dir), "offline": True, "project": "tiny"}
-        loggers.append({"class_path": "WandbLogger", "init_args": options})
+        loggers.append({"class_path": "lar_lightning.tracking.TrackedRun", "init_args": options})
     path.write_text(yaml.safe_dump({"trainer": {"callbacks": list(ALL), "logger": loggers}}))
     return [f"--config={path}"]
 

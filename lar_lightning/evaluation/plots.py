@@ -63,6 +63,8 @@ def read_curves(logs: Path) -> Curves:
     """Merge the CSV logs of all versions of a run.
 
     A version that resumes, or trains anew, replaces what earlier ones logged from its first step.
+    At that step itself what it does not log again is kept: it was counted behind the last step that
+    it goes on from.
 
     Args:
         logs: Folder with `version_*/metrics.csv`.
@@ -73,7 +75,7 @@ def read_curves(logs: Path) -> Curves:
         steps = [step for values in curves.values() for step in values if step > 0]
         first = min(steps, default=math.inf)
         for values in merged.values():
-            for step in [step for step in values if step >= first]:
+            for step in [step for step in values if step > first]:
                 del values[step]
         for name, values in curves.items():
             merged.setdefault(name, {}).update(values)
