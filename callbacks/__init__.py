@@ -6,6 +6,7 @@ from callbacks.horizon_metrics import HorizonMetrics
 from callbacks.latent_sample_table import LatentSampleTable
 from callbacks.requeue import Requeue
 from callbacks.row_monitor import RowMonitor
+from callbacks.success_probe import SuccessProbe
 from callbacks.throughput_monitor import ThroughputMonitor
 from callbacks.tracked_artefacts import TrackedArtefacts
 
@@ -16,6 +17,7 @@ __all__ = [
     "LatentSampleTable",
     "Requeue",
     "RowMonitor",
+    "SuccessProbe",
     "ThroughputMonitor",
     "TrackedArtefacts",
 ]

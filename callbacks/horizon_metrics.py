@@ -102,7 +102,7 @@ class HorizonMetrics(L.Callback):
         """Make what depends on the vocabulary, which is mined after this callback is made."""
         if hasattr(self, "held_out"):
             return
-        self.vocabulary = LatentVocabulary.load(vocabulary_path(pl_module.run_dir))
+        self.vocabulary = self.mined = LatentVocabulary.load(vocabulary_path(pl_module.run_dir))
         self.files = UsageFiles(pl_module.run_dir, self.vocabulary)
         self.held_out = HeldOutMetrics(len(self.vocabulary)).to(pl_module.device)
         self.generated = GeneratedMetrics(self.vocabulary).to(pl_module.device)
@@ -170,6 +170,7 @@ class HorizonMetrics(L.Callback):
         self._last_step = trainer.global_step
         if not self.prompts:
             return
+        self._follow(pl_module)
         with trainer.precision_plugin.forward_context():
             generation, own, seconds = write_together(
                 pl_module.student,
@@ -193,10 +194,20 @@ class HorizonMetrics(L.Callback):
             if isinstance(callback, GenerationListener):
                 callback.on_generation(trainer, pl_module, generation)
 
+    def _follow(self, pl_module: LatentActionModule) -> None:
+        """Speak the latents in play, which AbstractionSchedule changes."""
+        number = pl_module.student.num_active
+        if len(self.vocabulary) != number:
+            self.vocabulary = self.mined.first(number)
+            self.prompts = self._chosen_prompts(pl_module)
+            self.generated = GeneratedMetrics(self.vocabulary).to(pl_module.device)
+
     def _keep_usage(
         self, trainer: L.Trainer, source: Source, histograms: dict[str, list[float]]
     ) -> None:
-        if writes_files(trainer) and len(self.vocabulary):
+        if writes_files(trainer) and len(self.mined):
+            rest = [0.0] * (len(self.mined) - len(histograms["taken"]))  # not in play
+            histograms = {name: [*counts, *rest] for name, counts in histograms.items()}
             self.files.add(trainer.global_step, source, histograms)
             prefix = {"held_out": "val", "generated": "gen"}[source]
             record_histogram(trainer, f"{prefix}/latent_usage", histograms["taken"])
