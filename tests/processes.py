@@ -95,7 +95,8 @@ def _run(
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    os.environ.pop("WANDB_SERVICE", None)  # W&B's process of the tests, if they have one
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]  # what tests in the parent have left, its service among them
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)

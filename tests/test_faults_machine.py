@@ -98,9 +98,11 @@ def test_trajectories_that_may_not_be_read_are_named(
     file = trajectory_path(run_dir, "train")
     file.chmod(0)
     prepare = become_nobody if IS_ROOT else None
-    for folder in (run_dir, *run_dir.parents, tiny_checkpoint, *tiny_checkpoint.parents):
-        if str(folder).startswith("/tmp/"):
-            folder.chmod(0o777)
+    for folder in (*run_dir.parents, *tiny_checkpoint.parents):
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    run_dir.chmod(0o777)
+    tiny_checkpoint.chmod(0o777)
     for path in (*run_dir.rglob("*"), *tiny_checkpoint.rglob("*")):
         if path != file:
             path.chmod(0o777)
