@@ -1,6 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 BENCH_ARGS ?=
 UV_VERSION := 0.13.9
 SMOLLM2_VERSION := 0.1.2
@@ -40,8 +40,9 @@ quickstart: install ## train, export, evaluate and report on the model that come
 	$(PY) -m lar_lightning evaluate --config $(QUICKSTART)
 	$(PY) -m lar_lightning report --config $(QUICKSTART)
 
-test: install ## run the tests, but for those of `test-faults` and `test-slurm` (PYTEST_ARGS="-k losses -x" is passed on)
-	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not faults and not slurm" $(PYTEST_ARGS)
+test: install ## run all tests; on Debian root has SLURM installed for some (PYTEST_ARGS="-k losses -x" is passed on)
+	$(INSTALL_SLURM)
+	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: install ## run the tests that kill, starve and restart whole runs
 	$(PY) -m pytest -m faults $(PYTEST_ARGS)

@@ -1,12 +1,19 @@
 """Tiny real things that several tests share: a tokenizer, a model, and trajectories of texts."""
 
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import chdir
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# Several processes test at once: their threads would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import docstring_parser
 import hypothesis
 import numpy as np
 import pytest
@@ -25,6 +32,9 @@ if TYPE_CHECKING:
 # The first example of a test may compile or load something.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+
+# Each command line would parse the docstrings of all classes anew.
+docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 CHAT_TEMPLATE = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] \
@@ -69,6 +79,26 @@ def longest(strings: List[str]) -> str:
 ```
 The function returns the result. It returns a list of numbers, and the length of the text.
 '''
+
+
+LONGEST = (
+    "test_sharding.py",
+    "test_slurm.py",
+    "test_resume.py",
+    "test_engine_parallel.py",
+    "test_serving_benchmark.py",
+    "test_abstraction.py",
+    "test_faults_processes.py",
+    "test_requeue.py",
+    "test_serving.py",
+    "test_collapse.py",
+)
+"""Files that take minutes: begun first, so that no process is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 def train_tiny_tokenizer() -> "PreTrainedTokenizerFast":
