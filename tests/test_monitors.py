@@ -39,6 +39,7 @@ ALL = (
         "init_args": {"generate_every_n_steps": 4, "max_tokens": 24},
     },
     {"class_path": "callbacks.RowMonitor", "init_args": {"every_n_steps": 1}},
+    {"class_path": "callbacks.SuccessProbe", "init_args": {"every_n_steps": 5, "num_tasks": 2}},
 )
 WATCHED = (*TEN_STEPS, "--checkpoint.every_n_train_steps=1", "--trainer.log_every_n_steps=1")
 ELSEWHERE = {
