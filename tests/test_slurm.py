@@ -27,8 +27,10 @@ pytestmark = [
     pytest.mark.timeout(800),
 ]
 SMALL_JOB = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1")
-STRATEGIES: dict[str, tuple[str, ...]] = {"ddp": ()}
-"""Options of `fit` for a run of two processes; sharded ones are options here, too."""
+SHARDED = (
+    "--config=configs/strategy/fsdp.yaml",
+    "--trainer.strategy.init_args.save_distributed_checkpoint=false",
+)
 FORTY_STEPS = (
     "--trainer.max_steps=40",
     "--trainer.max_epochs=-1",
@@ -88,10 +90,8 @@ def submit_fit(
     return FitJob(job_id=job_id, run_dir=run_dir)
 
 
-def two_nodes(
-    cluster: Cluster, run_dir: Path, checkpoint: Path, strategy: str, *fit: str
-) -> FitJob:
-    options = (*FORTY_STEPS, *fit, *STRATEGIES[strategy])
+def two_nodes(cluster: Cluster, run_dir: Path, checkpoint: Path, *fit: str) -> FitJob:
+    options = (*FORTY_STEPS, *fit, *SHARDED)
     return submit_fit(cluster, "fit_nodes.sbatch", run_dir, checkpoint, ["--nodes=2"], *options)
 
 
@@ -102,9 +102,7 @@ def steps_config(run_dir: Path, num_steps: int) -> Path:
     return config
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_job_of_two_nodes_that_is_requeued_twice_ends_like_one_that_is_not_disturbed(
-    strategy: str,
     cluster: Cluster,
     rolled_out: Path,
     run_dir: Path,
@@ -112,13 +110,13 @@ def test_job_of_two_nodes_that_is_requeued_twice_ends_like_one_that_is_not_distu
     tiny_checkpoint: Path,
 ) -> None:
     """One signal comes while the first process mines and the second waits, one within training."""
-    job = two_nodes(cluster, run_dir, tiny_checkpoint, strategy)
+    job = two_nodes(cluster, run_dir, tiny_checkpoint)
     wait_for(lambda: "rollouts (train)" in job.log(), "mining", 240)
     cluster.run("scancel", "--signal=USR1", job.job_id)
     wait_for(lambda: "SIGUSR1: training had not begun" in job.log(), "the first requeue", 30)
 
     whole = Path(shutil.copytree(rolled_out, tmp_path / "whole"))
-    undisturbed = two_nodes(cluster, whole, tiny_checkpoint, strategy)
+    undisturbed = two_nodes(cluster, whole, tiny_checkpoint)
 
     wait_for((run_dir / "checkpoints" / "last.ckpt").exists, "training", 240)
     cluster.run("scancel", "--signal=USR1", job.job_id)
