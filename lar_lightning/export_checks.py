@@ -36,9 +36,10 @@ NUM_PROBES, PROBE_UNITS, PROBE_ROWS = 4, 96, 32
 compared."""
 MAX_CORPUS_TOKENS = 1_000_000
 """Of each split that is sent through the tokenizer."""
-TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.05, torch.float16: 0.05}
+TOLERANCE = 0.2
 """Largest distance of logits. The student computes in bfloat16 whatever the export's precision is,
-and merged adapters are rounded to the export's: both move logits by about a hundredth."""
+and merged adapters are rounded to the export's: after training SmolLM2-135M with adapters both move
+logits by 0.05. A latent with the row of another is off by about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,21 +197,20 @@ def check_model_of(
         ]
     )[..., : reference.logits.shape[2]]
     distances = logit_distances(logits, reference.logits, base_size)
-    tolerance = TOLERANCE[model.dtype]
     worst = max(distances.values())
-    if not worst <= tolerance:
+    if not worst <= TOLERANCE:
         raise _failed(
-            f"have the trained student's logits, up to {tolerance} of their size",
+            f"have the trained student's logits, up to {TOLERANCE} of their size",
             f"{', '.join(f'{name} {value:.3g}' for name, value in distances.items())}",
         )
     held_out = found["reencoding"]["held_out"]["all"]
     summary = (
         f"{found['num_texts']} texts come back; {held_out['equal_share']:.4%} of the units are "
-        f"those of the ids; logits differ by {worst:.2g} of their size, {tolerance} at most"
+        f"those of the ids; logits differ by {worst:.2g} of their size, {TOLERANCE} at most"
     )
     return {
         "logit_distances": {name: round(value, 6) for name, value in distances.items()},
-        "logit_tolerance": tolerance,
+        "logit_tolerance": TOLERANCE,
         "summary": summary,
     }
 
