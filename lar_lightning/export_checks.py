@@ -39,7 +39,7 @@ MAX_CORPUS_TOKENS = 1_000_000
 TOLERANCE = 0.2
 """Largest distance of logits. The student computes in bfloat16 whatever the export's precision is,
 and merged adapters are rounded to the export's: after training SmolLM2-135M with adapters both move
-logits by 0.05. A latent with the row of another is off by about 1."""
+logits by 0.05. There, two latents with each other's rows are off by 1.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
