@@ -29,7 +29,7 @@ from lar_lightning.module import LatentActionModule
 from lar_lightning.rollouts import trajectory_path
 from lar_lightning.runs import base_checkpoint, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.trajectories import read_trajectories
+from lar_lightning.trajectories import read_trajectories, trajectory_files
 
 
 class HorizonMetrics(L.Callback):
@@ -120,7 +120,7 @@ class HorizonMetrics(L.Callback):
         path = trajectory_path(pl_module.run_dir, "held_out")
         if getattr(pl_module.student, "is_sharded", False):
             reason = "the model is sharded, and its processes would write texts of other lengths"
-        elif not path.exists():
+        elif not trajectory_files(path):
             reason = f"there is no {path} to take prompts from"
         else:
             room = pl_module.student.max_length - self.max_tokens - self.vocabulary.longest

@@ -57,12 +57,12 @@ class Reference:
 def corpus_of(run_dir: Path, split: str) -> list[Trajectory]:
     """Return a run's trajectories up to a limit; none where it has no such file."""
     from lar_lightning.rollouts import trajectory_path
-    from lar_lightning.trajectories import read_trajectories
+    from lar_lightning.trajectories import read_trajectories, trajectory_files
 
     path = trajectory_path(run_dir, split)  # type: ignore[arg-type]
     found: list[Trajectory] = []
     num_tokens = 0
-    for trajectory in read_trajectories(path) if path.exists() else ():
+    for trajectory in read_trajectories(path) if trajectory_files(path) else ():
         num_tokens += len(trajectory.token_ids)
         if found and num_tokens > MAX_CORPUS_TOKENS:
             break

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.trajectories import read_settings
+from lar_lightning.trajectories import read_settings, trajectory_files
 
 METRICS = {
     "score": "score",
@@ -83,8 +83,8 @@ def _facts(name: str, vocabulary: LatentVocabulary, run_dir: Path, origin: dict[
 
 
 def _corpus(run_dir: Path, report: dict[str, Any]) -> str:
-    path = run_dir / "trajectories" / "train.jsonl"
-    settings = read_settings(path) if path.exists() else {}
+    files = trajectory_files(run_dir / "trajectories" / "train.jsonl")
+    settings = read_settings(files[0]) if files else {}
     benchmark = str(settings.get("benchmark", "")).partition("?")[0]  # options may hold paths
     source = benchmark or ("recordings of other agents" if "recordings" in settings else "")
     size = (

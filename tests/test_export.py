@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_run import in_shards
 from whole_runs import TEN_STEPS, fit_arguments, fit_until
 
 from lar_lightning.__main__ import main
@@ -79,6 +80,14 @@ def test_the_card_names_base_corpus_size_and_licence_and_no_folder(
     ):
         assert said in card
     assert str(tiny_checkpoint.parent) not in card
+
+
+def test_rollouts_in_shards_are_the_corpus_too(run: Path, tiny_checkpoint: Path) -> None:
+    in_shards(run)
+    shutil.rmtree(run / "export")
+    assert export(run, tiny_checkpoint) == 0
+    assert origin_of(run / "export")["checks"]["num_texts"] == 164
+    assert "| mined from | humaneval" in (run / "export" / "README.md").read_text()
 
 
 def test_a_reused_export_takes_in_what_was_evaluated_since_and_the_licence_of_its_base(

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_run import in_shards
 from whole_runs import TEN_STEPS, checkpoint_of, fit_arguments, fit_until, metrics_of
 
 import callbacks
@@ -148,6 +149,15 @@ def test_watching_changes_nothing_of_what_is_learned(
     found, wanted = (checkpoint_of(run)["state_dict"] for run in (watched[0], trained))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert metrics_of(watched[0], "val/loss_nats") == metrics_of(trained, "val/loss_nats")
+
+
+def test_texts_are_written_after_prompts_of_rollouts_in_shards_too(
+    run_dir: Path, tiny_checkpoint: Path
+) -> None:
+    in_shards(run_dir)
+    options = ("--trainer.max_steps=1", "--trainer.max_epochs=-1")
+    assert main(fit_arguments(run_dir, tiny_checkpoint, *options)) == 0
+    assert len(metrics_of(run_dir, "gen/units_per_token")) == 2
 
 
 def test_usage_adds_up_to_the_adoption_that_is_logged(watched: tuple[Path, str]) -> None:

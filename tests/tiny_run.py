@@ -13,7 +13,7 @@ from lar_lightning.benchmarks.benchmark import Task
 from lar_lightning.rollouts import file_settings, split_benchmark, trajectory_path
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import encode_text, render_chat
-from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile
+from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile, shard_path
 
 ROLLOUTS = RolloutSettings(
     num_held_out=4, temperatures=(0.0,), held_out_temperatures=(0.0,), max_tokens=64
@@ -46,6 +46,15 @@ def solution_trajectory(task: Task, checkpoint: Path, beginning: str = "") -> Tr
         temperature=0.0,
         is_finished=True,
     )
+
+
+def in_shards(run_dir: Path, count: int = 2) -> None:
+    """Leave a run's rollouts as the tasks of a SLURM array leave them: in files of shards alone."""
+    for path in list((run_dir / "trajectories").glob("*.jsonl")):
+        header, *lines = path.read_text().splitlines(keepends=True)
+        for index in range(count):
+            shard_path(path, index, count).write_text("".join([header, *lines[index::count]]))
+        path.unlink()
 
 
 def make_tiny_run(run_dir: Path, checkpoint: Path, beginnings: tuple[str, ...] = ("",)) -> Path:
