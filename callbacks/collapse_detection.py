@@ -18,7 +18,7 @@ from lar_lightning.collapse.actions import (
     scale_learning_rate,
 )
 from lar_lightning.collapse.steps import step_signals
-from lar_lightning.collapse.usage import use_of, use_sums
+from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
 from lar_lightning.errors import SettingError, unknown_name
 from lar_lightning.losses import RowTerms
 from lar_lightning.module import LatentActionModule
@@ -84,6 +84,7 @@ class CollapseDetection(L.Callback):
         self.best_step: int | None = None
         self.start: list[float] = []
         """Held-out rows and loss before the first step."""
+        self.pool = ChoicePool()
         self._gradient_norm: float | None = None
         self._held_out = torch.zeros(8)
 
@@ -118,9 +119,11 @@ class CollapseDetection(L.Callback):
         values = self._logged(trainer, names)
         if pl_module.last_terms is None:  # the last loss that was logged is an earlier step's
             values.pop("train/loss_nats", None)
-        values |= step_signals(pl_module, batch, self._gradient_norm)
+        values |= step_signals(pl_module, batch, self._gradient_norm, self.pool)
         self._gradient_norm = None
-        for name in ("underuse", "overuse", "adoption", "row_gradient_norm"):
+        if "collapse/choice" in values and trainer.global_step <= self.first_step + 1:
+            values["collapse/choice_at_start"] = values["collapse/choice"]
+        for name in ("choice", "underuse", "overuse", "adoption", "row_gradient_norm"):
             if (value := values.get(f"collapse/{name}")) is not None:
                 pl_module.log(f"collapse/{name}", value)
         self._test(trainer, pl_module, names, values)
@@ -233,6 +236,7 @@ class CollapseDetection(L.Callback):
     def restart(self, step: int) -> None:
         """Begin anew at a step, with warm-up: what is trained has become another."""
         self.monitor.restart()
+        self.pool = ChoicePool()
         self.first_step, self.start, self.best = step, [], float("inf")
 
     @override
@@ -246,12 +250,13 @@ class CollapseDetection(L.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor.state_dict()} | {
+        return {"monitor": self.monitor.state_dict(), "pool": dict(vars(self.pool))} | {
             name: getattr(self, name) for name in STATE
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict["monitor"])
+        vars(self.pool).update(state_dict["pool"])
         for name in STATE:
             setattr(self, name, state_dict[name])

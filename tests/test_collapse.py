@@ -16,7 +16,7 @@ from lar_lightning.batches import RowTargets
 from lar_lightning.collapse import Monitor, Signal
 from lar_lightning.collapse.cusum import Rule, mean_values_to_false_alarm
 from lar_lightning.collapse.monitor import SignalTest
-from lar_lightning.collapse.usage import use_of, use_sums
+from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
 from lar_lightning.errors import SettingError
 from lar_lightning.folding import Folding
 from tests.benchmarks.collapse import replayed
@@ -176,6 +176,7 @@ def test_choosing_by_chance_is_1_where_a_latent_is_due_and_where_none_is() -> No
     rows = targets([1, 1, 2, 2, 3], [6, 1, 8, 2, 3])
     chance = torch.tensor([3.0, 3.0, 2.0, 2.0, 1.0]).log()
     use = use_of(use_sums(rows, chance, folding))
+    assert use.choice == pytest.approx(1.0)
     assert use.underuse == pytest.approx(1.0)
     assert use.overuse == pytest.approx(1.0)
     assert use.adoption == pytest.approx((1 / 3 + 1 / 2) / 2)
@@ -185,7 +186,30 @@ def test_choosing_by_chance_is_1_where_a_latent_is_due_and_where_none_is() -> No
 
 def test_without_latents_there_is_no_use_to_speak_of() -> None:
     use = use_of(use_sums(targets([1, 2], [1, 2]), torch.zeros(2), Folding([], 6)))
-    assert use.underuse is use.overuse is use.adoption is None
+    assert use.choice is use.underuse is use.overuse is use.adoption is None
+
+
+def test_a_student_that_knows_how_seldom_latents_are_due_is_better_than_chance() -> None:
+    """One choice of ten is for the latent: where it is due, that student takes many nats."""
+    folding = Folding([(1, 4)], 6)
+    rows = targets([1] * 10, [6] + [1] * 9)
+    split = -torch.tensor([0.1] + [0.9] * 9).log()
+    use = use_of(use_sums(rows, split, folding))
+    assert use.underuse == pytest.approx(math.log(10) / math.log(2))
+    assert use.choice == pytest.approx(0.469, abs=1e-3)  # the entropy, in bits
+
+
+def test_choices_of_several_steps_are_one_value() -> None:
+    folding = Folding([(1, 4)], 6)
+    pool = ChoicePool()
+    found = []
+    for number in range(30):
+        rows = targets([1, 2], [6 if number % 2 else 1, 2])
+        split = torch.tensor([0.5 if number % 2 else 1.0, 0.0])
+        found.append(pool.take_in(use_sums(rows, split, folding)))
+    values = [value for value in found if value is not None]
+    assert len(values) == 1  # 24 rows with a choice are 16 nats of chance
+    assert values[0] == pytest.approx(0.75 / math.log(2), abs=0.03)
 
 
 DELAYS = {
@@ -193,10 +217,10 @@ DELAYS = {
     ("entropy", 60): 5,
     ("shuffled", 60): 5,
     ("frozen", 60): 5,
-    ("rate", 0): 15,
-    ("entropy", 0): 15,
-    ("shuffled", 0): 5,
-    ("frozen", 0): 5,
+    ("rate", 0): 20,
+    ("entropy", 0): 20,
+    ("shuffled", 0): 1,
+    ("frozen", 0): 1,
 }
 """Most steps until a collapse is found, by its kind and the step where it was planted. The runs are
 of 100 steps, of which 10 are warm-up: `python -m tests.benchmarks.collapse --record FOLDER`."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lar_lightning.collapse.usage import use_of, use_sums
+from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
 
 if TYPE_CHECKING:
     from lar_lightning.batches import DistillationBatch
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def step_signals(
-    module: "LatentActionModule", batch: "DistillationBatch", row_gradient_norm: float | None
+    module: "LatentActionModule",
+    batch: "DistillationBatch",
+    row_gradient_norm: float | None,
+    pool: ChoicePool,
 ) -> dict[str, float]:
     """Return what is known behind a step, by name.
 
@@ -18,6 +21,7 @@ def step_signals(
         module: Whose last terms are of this batch, or None.
         batch: Of the step.
         row_gradient_norm: None where gradients are still being accumulated.
+        pool: Choices of the steps before that were too few for a ratio; takes in those of this one.
     """
     values: dict[str, float] = {}
     if module.student.num_active and row_gradient_norm is not None:
@@ -26,8 +30,9 @@ def step_signals(
     terms, settings = module.last_terms, module.distillation
     if terms is None:
         return values
-    use = use_of(use_sums(batch.targets, terms.split, module.student.folding))
-    values |= {f"collapse/{name}": value for name, value in vars(use).items() if value is not None}
+    sums = use_sums(batch.targets, terms.split, module.student.folding)
+    use = vars(use_of(sums)) | {"choice": pool.take_in(sums)}
+    values |= {f"collapse/{name}": value for name, value in use.items() if value is not None}
     # Other forms of the loss are no divergence, or count it in another unit.
     is_exact = (settings.objective, settings.divergence) == ("exact", "forward_kl")
     if is_exact and settings.temperature == 1:

@@ -1,7 +1,9 @@
 """How surely latents are taken where they are due, and left where they are not.
 
 Of the rows whose next token some latents begin with, n of them, chance would take log(1 + n) nats
-for the choice of the unit. Where more are taken on average, the student knows less than nothing.
+for the choice of the unit. Where more are taken on average over all these rows, the student knows
+less than nothing. That holds of all of them together alone, as of every proper score: where latents
+are seldom due behind their first token, a student that knows it takes many nats where one is.
 
 Dimensions: R rows.
 """
@@ -20,8 +22,10 @@ from lar_lightning.folding import Folding
 class Use:
     """Means over rows; None where there was no such row."""
 
+    choice: float | None
+    """Nats for the choice of the unit, over those of chance."""
     underuse: float | None
-    """Nats where a latent is due, over those of chance."""
+    """The same where a latent is due."""
     overuse: float | None
     """The same where none is due."""
     adoption: float | None
@@ -58,8 +62,33 @@ def use_sums(
 def use_of(sums: Float[Tensor, "6"]) -> Use:
     """Return the ratios of sums."""
     due, due_chance, other, other_chance, probability, num_due = sums.tolist()
+    chance = due_chance + other_chance
     return Use(
+        choice=(due + other) / chance if chance else None,
         underuse=due / due_chance if due_chance else None,
         overuse=other / other_chance if other_chance else None,
         adoption=probability / num_due if num_due else None,
     )
+
+
+LEAST_CHANCE = 16.0
+"""Nats of chance, some twenty choices between two: with fewer, a ratio is one row's luck."""
+
+
+class ChoicePool:
+    """Adds up the choices of batches until there are enough of them for a ratio."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.nats = self.chance = 0.0
+
+    def take_in(self, sums: Float[Tensor, "6"]) -> float | None:
+        """Return nats for the choice of the unit over those of chance, if there were enough."""
+        due, due_chance, other, other_chance, *_ = sums.tolist()
+        self.nats += due + other
+        self.chance += due_chance + other_chance
+        if self.chance < LEAST_CHANCE:
+            return None
+        ratio = self.nats / self.chance
+        self.nats = self.chance = 0.0
+        return ratio
