@@ -187,7 +187,7 @@ def test_a_collapse_goes_back_to_the_stage_that_held_and_exports_its_latents(
     plant = (
         "--trainer.callbacks+=tests.benchmarks.plants.Plant",
         "--trainer.callbacks.kind=rate",
-        "--trainer.callbacks.at_step=13",
+        "--trainer.callbacks.at_step=11",
     )
     detect = ("--trainer.callbacks+=callbacks.CollapseDetection",)
     options = (*STAGES[:-1], *plant, *detect, *SCHEDULE)

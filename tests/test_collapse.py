@@ -217,8 +217,8 @@ DELAYS = {
     ("entropy", 60): 5,
     ("shuffled", 60): 5,
     ("frozen", 60): 5,
-    ("rate", 0): 20,
-    ("entropy", 0): 20,
+    ("rate", 0): 15,
+    ("entropy", 0): 15,
     ("shuffled", 0): 1,
     ("frozen", 0): 1,
 }

@@ -65,7 +65,7 @@ class Signal:
 
 DEFAULT_SIGNALS = (
     Signal(name="train/loss_nats", min_spread=0.2),
-    Signal(name="collapse/nats", limit=1.5, patience=10),
+    Signal(name="collapse/nats", limit=1.5, patience=5),
     Signal(name="collapse/row_gradient_norm", min_spread=1.0, patience=5),
     Signal(name="collapse/idle_rows", limit=0.5, patience=5),
     Signal(
