@@ -57,7 +57,7 @@ def task_of(benchmark: Bfcl, number: int) -> Task:
 
 
 def world(class_name: str, initial: dict[str, Any]) -> World:
-    docs = Bfcl()._docs(class_name)
+    docs = Bfcl().documents(class_name)
     parameters = {class_name: {doc["name"]: list(doc["parameters"]["properties"]) for doc in docs}}
     return World(parameters, {class_name: initial}, has_long_context=False)
 
@@ -284,9 +284,9 @@ def test_full_documentation_is_the_records() -> None:
     benchmark = Bfcl(docs="full")
     (message,) = benchmark.messages(task_of(benchmark, 0), "direct")
     lines = [line for line in message["content"].splitlines() if line.startswith('{"name"')]
-    assert [json.loads(line) for line in lines] == benchmark._docs("TwitterAPI") + benchmark._docs(
-        "GorillaFileSystem"
-    )
+    assert [json.loads(line) for line in lines] == benchmark.documents(
+        "TwitterAPI"
+    ) + benchmark.documents("GorillaFileSystem")
 
 
 @needs_wheel
@@ -304,7 +304,7 @@ def test_documented_functions_are_all_that_the_classes_have() -> None:
     for class_name in MODULES:
         cls = bfcl_apis._load_class(class_name)
         public = {name for name in vars(cls) if not name.startswith("_")}
-        assert public == {doc["name"] for doc in Bfcl()._docs(class_name)}
+        assert public == {doc["name"] for doc in Bfcl().documents(class_name)}
 
 
 @needs_wheel

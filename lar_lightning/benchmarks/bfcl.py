@@ -93,7 +93,9 @@ class Bfcl:
         """Make two worlds, one for the policy and one for the reference calls."""
         record = task.record
         parameters = {
-            name: {doc["name"]: tuple(doc["parameters"]["properties"]) for doc in self._docs(name)}
+            name: {
+                doc["name"]: tuple(doc["parameters"]["properties"]) for doc in self.documents(name)
+            }
             for name in record["involved_classes"]
         }
         has_long_context = self.category == "long_context"
@@ -128,10 +130,11 @@ class Bfcl:
         return request(text)
 
     def _document(self, task: Task, is_shown: Callable[[str], bool]) -> str:
-        docs = (doc for name in task.record["involved_classes"] for doc in self._docs(name))
+        docs = (doc for name in task.record["involved_classes"] for doc in self.documents(name))
         return self.render([doc for doc in docs if is_shown(doc["name"])])
 
-    def _docs(self, class_name: str) -> list[dict[str, Any]]:
+    def documents(self, class_name: str) -> list[dict[str, Any]]:
+        """Return the records that document the functions of an API."""
         return _read_docs(self.path or find_data(), class_name)
 
 

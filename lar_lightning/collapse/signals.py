@@ -14,9 +14,9 @@ A *limit* is bad in itself, so that a run that was broken from its first step is
 Chance is where training begins, since a latent's output row starts as that of its first token. But
 with a high learning rate a student first learns how seldom its latents are due, and overdoes it: on
 SmolLM2 it takes up to four times the nats of chance until step 12. So this limit is read behind the
-warm-up, and must be passed for long. Nats where a latent is due, and where none is, are logged apart,
-but no limit holds for one of them alone: a student that knows how seldom a latent is due takes more
-than chance where it is.
+warm-up, and must be passed for long. Nats where a latent is due, and where none is, are logged
+apart, but no limit holds for one of them alone: a student that knows how seldom a latent is due
+takes more than chance where it is.
 """
 
 from dataclasses import dataclass

