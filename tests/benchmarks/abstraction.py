@@ -2,9 +2,11 @@
 
 First the schedule, then a run for each of its sizes that has this many latents from its first step:
 the same trajectories, the same latents (those of lowest entropy), as many epochs as the schedule
-spends on one stage, or with `--equal_steps` as many as it had spent by then. A fixed rate holds
-where its held-out divergence is within the schedule's limit; all are measured alike, by a schedule
-of one stage. The boundary should save at least as much as the best fixed rate that holds.
+spends on one stage, or with `--equal_steps` as many as it had spent by then. All are measured
+alike, by a schedule of one stage. For each held-out divergence that any of them ended with, taken
+as the limit: the boundary of the schedule, its last stage before one that is beyond the limit, and
+the best fixed rate within it. The boundary should save at least as much. `--max_nats 10` has the
+schedule go through all stages, so that its boundary is known for every limit.
 
 Each run is a folder of `--out` that the verb `fit` makes; what is finished is reused. Further
 options are passed on to `fit`. The last line is one JSON object with all figures.
@@ -16,6 +18,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 Row = dict[str, str]
@@ -73,15 +76,33 @@ def table(schedule: list[Row], fixed: list[Row]) -> str:
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for label, rows in (("schedule", schedule), ("fixed", fixed)):
         lines += [f"| {label} | " + " | ".join(row[name] for name in names) + " |" for row in rows]
-    best = [
-        max((float(row["saving"]) for row in rows if row["holds"] == "1"), default=0.0)
-        for rows in (schedule, fixed)
-    ]
-    verdict = "at least" if best[0] >= best[1] else "NOT"
-    lines.append(
-        f"\nboundary saves {best[0]:.4f}, the best fixed rate {best[1]:.4f}: {verdict} as good"
-    )
+    lines += ["", "| limit, nats a token | boundary saves | best fixed rate saves |"]
+    lines.append("| --- | --- | --- |")
+    for limit, boundary, best in savings(schedule, fixed):
+        lines.append(f"| {limit:.4g} | {boundary:.4f} | {best:.4f} |")
     return "\n".join(lines)
+
+
+def savings(schedule: list[Row], fixed: list[Row]) -> list[tuple[float, float, float]]:
+    """Return for each limit what the boundary of the schedule saves, and the best fixed rate."""
+    limits = sorted({float(row["nats_per_token"]) for row in [*schedule, *fixed]})
+    return [(limit, boundary_at(schedule, limit), best_at(fixed, limit)) for limit in limits]
+
+
+def boundary_at(schedule: list[Row], limit: float) -> float:
+    """Return what the last stage saves up to which all are within a limit; 0 where none is."""
+    held = takewhile(lambda row: is_within(row, limit), schedule)
+    return max((float(row["saving"]) for row in held), default=0.0)
+
+
+def best_at(fixed: list[Row], limit: float) -> float:
+    """Return the largest saving within a limit; 0 where there is none."""
+    return max((float(row["saving"]) for row in fixed if is_within(row, limit)), default=0.0)
+
+
+def is_within(row: Row, limit: float) -> bool:
+    """Tell whether a run of no alarms ended within a limit."""
+    return "alarm" not in row["reason"] and float(row["nats_per_token"]) <= limit
 
 
 if __name__ == "__main__":
