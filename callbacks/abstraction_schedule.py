@@ -69,12 +69,15 @@ class AbstractionSchedule(L.Callback):
         self.is_finished = False
         self.alarms_before = 0
 
-    @override
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or _is_dry(trainer):
+    def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Refuse what does not go together; `fit` asks before any work.
+
+        Raises:
+            SettingError: naming the setting of the trainer, or of another callback.
+        """
+        if _is_dry(trainer):
             return
-        assert isinstance(pl_module, LatentActionModule)
-        number = len(self.shares if self.rates is None else self.rates)
+        number = self.num_stages
         epochs = trainer.max_epochs or 0
         if epochs < 1 or epochs % max(number, 1):
             raise SettingError(
@@ -82,18 +85,30 @@ class AbstractionSchedule(L.Callback):
                 f"AbstractionSchedule, got {trainer.max_epochs}. Set it to {number}, or more for "
                 "stages of several epochs."
             )
-        if pl_module.on_policy.share and pl_module.on_policy.engine == "vllm":
-            raise SettingError(
-                "`on_policy.engine` must be auto or transformers with AbstractionSchedule, got "
-                "vllm, which writes latents of later stages too."
-            )
         detection = self._detection(trainer)
         if detection is not None and set(detection.actions) - {"warn"}:
             raise SettingError(
                 "`actions` of CollapseDetection must be warn alone beside AbstractionSchedule, "
                 f"which goes back itself, got {', '.join(detection.actions)}."
             )
-        pl_module.num_cycles = number
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or _is_dry(trainer):
+            return
+        assert isinstance(pl_module, LatentActionModule)
+        self.check(trainer, trainer.datamodule)  # type: ignore[attr-defined]
+        if pl_module.on_policy.share and pl_module.on_policy.engine == "vllm":
+            raise SettingError(
+                "`on_policy.engine` must be auto or transformers with AbstractionSchedule, got "
+                "vllm, which writes latents of later stages too."
+            )
+        pl_module.num_cycles = self.num_stages
+
+    @property
+    def num_stages(self) -> int:
+        """Return how many stages are asked for."""
+        return len(self.shares if self.rates is None else self.rates)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

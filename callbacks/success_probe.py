@@ -53,15 +53,23 @@ class SuccessProbe(L.Callback):
         self.tasks: list[Task] = []
         self._last_step = -1
 
-    @override
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and not hasattr(data, "benchmark"):
+    def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+        """Refuse data that cannot be played; `fit` asks before any work.
+
+        Raises:
+            SettingError: if there is no benchmark.
+        """
+        if not hasattr(data, "benchmark"):
             raise SettingError(
                 "`SuccessProbe` must have a benchmark to play, got data of "
                 f"{type(data).__name__}: recordings can be read, not played. Take the callback "
                 "out, or use `data_modules.RolloutDataModule`."
             )
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.check(trainer, trainer.datamodule)  # type: ignore[attr-defined]
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

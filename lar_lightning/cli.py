@@ -148,6 +148,9 @@ class RunCLI(LightningCLI):
     def fit(self, **options: Any) -> None:
         """Train, with no other `fit` in the run folder."""
         run_dir = Path(self._of_subcommand(self.config).run_dir)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "check"):  # of ours: before rollouts and mining
+                callback.check(self.trainer, options["datamodule"])
         with locked(run_dir) if is_first_process() else nullcontext():
             try:
                 self.trainer.fit(**options)

@@ -3,27 +3,22 @@
 import csv
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from tiny_run import ROLLOUTS, tiny_recording
 from whole_runs import TEN_STEPS, fit_arguments, metrics_of
 
-from callbacks import SuccessProbe
-from data_modules import RecordedDataModule
 from lar_lightning.__main__ import main
 from lar_lightning.base_models import tokenizer_fingerprint
 from lar_lightning.benchmarks import load_benchmark
-from lar_lightning.errors import SettingError
 from lar_lightning.policies import Request, Sampling, generate
 from lar_lightning.policies.transformers_engine import open_transformers
 from lar_lightning.probe import StudentPolicy, probe
 from lar_lightning.rollouts import split_benchmark
 from lar_lightning.sampling import Sample
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.settings import RecordingSettings
 from lar_lightning.student import load_student
 from lar_lightning.tokenizer import encode_text, render_chat
 
@@ -157,15 +152,16 @@ def test_a_stage_whose_student_solves_too_little_does_not_hold(
     assert stage["reason"] == "the score 0 is below 0.5"
 
 
-def test_recordings_cannot_be_played(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    data = RecordedDataModule(
-        str(tiny_checkpoint),
-        tmp_path / "run",
-        RecordingSettings(paths=(str(tiny_recording(tmp_path / "recording.jsonl")),)),
-    )
-    trainer: Any = SimpleNamespace(datamodule=data)
-    with pytest.raises(SettingError, match="`SuccessProbe` must have a benchmark to play"):
-        SuccessProbe().setup(trainer, None, "fit")  # type: ignore[arg-type]
+def test_recordings_cannot_be_played_and_are_refused_before_any_work(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recording = tiny_recording(tmp_path / "recording.jsonl")
+    arguments = ["fit", "--config=configs/recorded.yaml", f"--base_model={tiny_checkpoint}"]
+    arguments += [f"--run_dir={tmp_path / 'run'}", *PROBE]
+    arguments += [f"--data.init_args.recordings.paths=[{recording}]"]
+    assert main(arguments) == 2
+    assert "`SuccessProbe` must have a benchmark to play" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "trajectories").exists()
 
 
 def test_student_that_is_probed_has_no_gradients(policy: StudentPolicy) -> None:
