@@ -40,8 +40,9 @@ quickstart: install ## train, export, evaluate and report on the model that come
 	$(PY) -m lar_lightning evaluate --config $(QUICKSTART)
 	$(PY) -m lar_lightning report --config $(QUICKSTART)
 
-test: install ## run all tests; on Debian root has SLURM installed for some (PYTEST_ARGS="-k losses -x" is passed on)
+test: install ## run all tests; on Debian root has SLURM and Chromium installed for some (PYTEST_ARGS="-k losses -x" is passed on)
 	$(INSTALL_SLURM)
+	$(INSTALL_CHROMIUM)
 	$(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-faults: install ## run the tests that kill, starve and restart whole runs
@@ -106,16 +107,25 @@ define MAKE_VENV
   $(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 endef
 
-# The daemons of SLURM, for the tests that run jobs: nothing is started, and nothing fails where they
-# cannot be had. The tests say why they are skipped.
-define INSTALL_SLURM
-@if ! $(PY) tests/slurm_cluster.py 2>/dev/null && [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
-  echo "installing SLURM for its tests: apt-get install $(SLURM_PACKAGES)"; \
+# Programs of Debian for tests that want them: nothing is started, and nothing fails where they cannot
+# be had. The tests say why they are skipped.
+define APT_INSTALL
+if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
+  echo "installing $(1) for its tests: apt-get install $(2)"; \
   export DEBIAN_FRONTEND=noninteractive; \
-  install="timeout 300 apt-get install -qq -y --no-install-recommends $(SLURM_PACKAGES)"; \
+  install="timeout 300 apt-get install -qq -y --no-install-recommends $(2)"; \
   $$install >/dev/null 2>&1 || { timeout 300 apt-get update -qq && $$install >/dev/null; } || true; \
 fi
+endef
+
+define INSTALL_SLURM
+@$(PY) tests/slurm_cluster.py 2>/dev/null || { $(call APT_INSTALL,SLURM,$(SLURM_PACKAGES)); }
 @$(PY) tests/slurm_cluster.py || true
+endef
+
+define INSTALL_CHROMIUM
+@$(PY) tests/browser.py 2>/dev/null || { $(call APT_INSTALL,Chromium,chromium); }
+@$(PY) tests/browser.py || true
 endef
 
 define INSTALL_vllm

@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,3 +142,10 @@ def browser(chromium: str, folder: Path) -> Iterator[Page]:
         process.wait()
         os.close(ours_out)
         os.close(ours_in)
+
+
+if __name__ == "__main__" and find_chromium() is None:
+    sys.exit(
+        "tests of pages in a browser are skipped: there is no chromium on PATH (apt-get install "
+        "chromium)"
+    )

@@ -17,7 +17,10 @@ from finished_run import (
 from lar_lightning.evaluation.report import write_report
 
 CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="there is no chromium on PATH: `make test` installs it as root on Debian",
+)
 
 COLUMN = """
 (column) => Array.from(document.querySelectorAll('#latents tbody tr'),
