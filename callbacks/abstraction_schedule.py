@@ -69,14 +69,17 @@ class AbstractionSchedule(L.Callback):
         self.is_finished = False
         self.alarms_before = 0
 
-    def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+    def check_run(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, data: L.LightningDataModule
+    ) -> None:
         """Refuse what does not go together; `fit` asks before any work.
 
         Raises:
-            SettingError: naming the setting of the trainer, or of another callback.
+            SettingError: naming the setting of trainer, module or another callback.
         """
         if _is_dry(trainer):
             return
+        assert isinstance(pl_module, LatentActionModule)
         number = self.num_stages
         epochs = trainer.max_epochs or 0
         if epochs < 1 or epochs % max(number, 1):
@@ -84,6 +87,11 @@ class AbstractionSchedule(L.Callback):
                 f"`trainer.max_epochs` must be a multiple of the {number} stages of "
                 f"AbstractionSchedule, got {trainer.max_epochs}. Set it to {number}, or more for "
                 "stages of several epochs."
+            )
+        if pl_module.on_policy.share and pl_module.on_policy.engine == "vllm":
+            raise SettingError(
+                "`on_policy.engine` must be auto or transformers with AbstractionSchedule, got "
+                "vllm, which writes latents of later stages too."
             )
         detection = self._detection(trainer)
         if detection is not None and set(detection.actions) - {"warn"}:
@@ -97,12 +105,7 @@ class AbstractionSchedule(L.Callback):
         if stage != "fit" or _is_dry(trainer):
             return
         assert isinstance(pl_module, LatentActionModule)
-        self.check(trainer, trainer.datamodule)  # type: ignore[attr-defined]
-        if pl_module.on_policy.share and pl_module.on_policy.engine == "vllm":
-            raise SettingError(
-                "`on_policy.engine` must be auto or transformers with AbstractionSchedule, got "
-                "vllm, which writes latents of later stages too."
-            )
+        self.check_run(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         pl_module.num_cycles = self.num_stages
 
     @property

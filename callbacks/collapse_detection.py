@@ -19,6 +19,7 @@ from lar_lightning.collapse.actions import (
 )
 from lar_lightning.collapse.steps import step_signals
 from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
+from lar_lightning.embeddings import STARTS_AT_CHANCE
 from lar_lightning.errors import SettingError, unknown_name
 from lar_lightning.losses import RowTerms
 from lar_lightning.module import LatentActionModule
@@ -121,8 +122,10 @@ class CollapseDetection(L.Callback):
             values.pop("train/loss_nats", None)
         values |= step_signals(pl_module, batch, self._gradient_norm, self.pool)
         self._gradient_norm = None
-        if "collapse/choice" in values and trainer.global_step <= self.first_step + 1:
-            values["collapse/choice_at_start"] = values["collapse/choice"]
+        # The first step's loss is of the untrained rows.
+        starts_at_chance = pl_module.hparams["initialization"] in STARTS_AT_CHANCE
+        if "collapse/choice" in values and trainer.global_step <= 1 and starts_at_chance:
+            values["collapse/misplaced_rows"] = abs(values["collapse/choice"] - 1)
         for name in ("choice", "underuse", "overuse", "adoption", "row_gradient_norm"):
             if (value := values.get(f"collapse/{name}")) is not None:
                 pl_module.log(f"collapse/{name}", value)
@@ -257,6 +260,6 @@ class CollapseDetection(L.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict["monitor"])
-        vars(self.pool).update(state_dict["pool"])
+        vars(self.pool).update(state_dict.get("pool", {}))
         for name in STATE:
             setattr(self, name, state_dict[name])

@@ -53,7 +53,9 @@ class SuccessProbe(L.Callback):
         self.tasks: list[Task] = []
         self._last_step = -1
 
-    def check(self, trainer: L.Trainer, data: L.LightningDataModule) -> None:
+    def check_run(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, data: L.LightningDataModule
+    ) -> None:
         """Refuse data that cannot be played; `fit` asks before any work.
 
         Raises:
@@ -69,7 +71,7 @@ class SuccessProbe(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.check(trainer, trainer.datamodule)  # type: ignore[attr-defined]
+            self.check_run(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

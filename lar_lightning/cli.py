@@ -149,8 +149,8 @@ class RunCLI(LightningCLI):
         """Train, with no other `fit` in the run folder."""
         run_dir = Path(self._of_subcommand(self.config).run_dir)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "check"):  # of ours: before rollouts and mining
-                callback.check(self.trainer, options["datamodule"])
+            if hasattr(callback, "check_run"):  # of ours: before rollouts and mining
+                callback.check_run(self.trainer, options["model"], options["datamodule"])
         with locked(run_dir) if is_first_process() else nullcontext():
             try:
                 self.trainer.fit(**options)

@@ -19,6 +19,8 @@ from torch.func import functional_call
 Initialization = Literal[
     "constituents", "mean", "weighted", "first_last", "global_mean", "random", "shuffled"
 ]
+STARTS_AT_CHANCE = ("constituents", "first_last")
+"""Where an output row starts as that of its first token, and so is as likely."""
 
 
 class LatentRows(nn.Module):

@@ -325,6 +325,41 @@ def test_a_run_that_was_stopped_by_hand_tests_on_where_it_was(
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize(
+    ("kind", "initialization", "is_found"),
+    [
+        ("shuffled", "first_last", True),
+        ("none", "first_last", False),
+        ("none", "constituents", False),
+        ("none", "mean", False),  # is not as likely as the first token, and need not be
+    ],
+)
+def test_rows_that_belong_to_other_segments_are_found_at_the_first_step(
+    kind: str, initialization: str, is_found: bool, run_dir: Path, tiny_checkpoint: Path
+) -> None:
+    options = (
+        "--trainer.max_steps=2",
+        f"--model.initialization={initialization}",
+        "--trainer.callbacks+=tests.benchmarks.plants.Plant",
+        f"--trainer.callbacks.kind={kind}",
+        "--trainer.callbacks+=callbacks.CollapseDetection",
+    )
+    assert main(fit_arguments(run_dir, tiny_checkpoint, *options)) == 0
+    has_alarms = (run_dir / "metrics" / "collapse.jsonl").exists()
+    assert has_alarms == is_found
+    if is_found:
+        assert [(a["signal"], a["step"]) for a in alarms_of(run_dir)] == [
+            ("collapse/misplaced_rows", 1)
+        ]
+
+
+def test_choices_that_wait_for_more_are_in_the_checkpoint() -> None:
+    first, second = CollapseDetection(), CollapseDetection()
+    first.pool.take_in(torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0, 0.0]))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert (second.pool.nats, second.pool.chance) == (4.0, 6.0)
+
+
 def test_unknown_actions_are_refused() -> None:
     with pytest.raises(SettingError, match="Did you mean 'stop'"):
         CollapseDetection(actions=("stopp",))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ A *limit* is bad in itself, so that a run that was broken from its first step is
     collapse/nats       divergence of a row: a student two nats from its teacher never was one
     collapse/choice     nats of the split term over those of choosing by chance among the units that
                         begin alike, log(1 + their number): latents taken too seldom or too often
-    collapse/choice_at_start  the same of the untrained rows: 1 where each belongs to its segment
+    collapse/misplaced_rows  how far the same of untrained rows is from 1, where all start at chance
     collapse/idle_rows  1 where latent rows got no gradient at all
     collapse/loss_against_start  held-out loss over that before the first step
 
@@ -68,9 +68,7 @@ DEFAULT_SIGNALS = (
     Signal(name="collapse/nats", limit=1.5, patience=5),
     Signal(name="collapse/row_gradient_norm", min_spread=1.0, patience=5),
     Signal(name="collapse/idle_rows", limit=0.5, patience=5),
-    Signal(
-        name="collapse/choice_at_start", limit=1.0, min_spread=0.03, patience=1, has_warmup=False
-    ),
+    Signal(name="collapse/misplaced_rows", limit=0.0, floor=0.005, patience=1, has_warmup=False),
     Signal(name="collapse/choice", limit=1.0, patience=20),
     Signal(name="val/loss_nats", when="validation", window=2, patience=1),
     Signal(name="val/folded_nats", when="validation", window=2, patience=1),
