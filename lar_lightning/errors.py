@@ -30,3 +30,11 @@ def unknown_name(setting: str, rule: str, name: str, known: Iterable[str]) -> Se
     return SettingError(
         f"`{setting}` must {rule} {', '.join(map(repr, names))}, got {name!r}.{hint}"
     )
+
+
+def one_of(setting: str, value: str, known: Iterable[str]) -> str:
+    """Return `value`, which must be one of those known."""
+    names = list(known)
+    if value not in names:
+        raise unknown_name(setting, "be one of", value, names)
+    return value

@@ -9,7 +9,7 @@ from toy_benchmark import ToyBenchmark
 
 from lar_lightning.__main__ import main
 from lar_lightning.agents import load_agent
-from lar_lightning.agents.lar import MADE_WITH, _is_trained
+from lar_lightning.agents.lar import MADE_WITH, _is_trained, share_rollouts
 from lar_lightning.agents.tokenskip import TokenSkip
 from lar_lightning.benchmarks import BENCHMARKS
 from lar_lightning.errors import NothingToLearn, SettingError
@@ -271,3 +271,40 @@ def test_a_run_that_has_seen_held_out_tasks_is_refused(
             methods={"lar": {"run_dir": str(trained)}},
             settings=GridSettings(num_held_out=30),
         )
+
+
+def shared_by(folder: Path, *settings: str, config: str = "{}") -> Path:
+    run_dir = folder / "prepared" / f"lar-{len(list(folder.rglob('run')))}" / "toy-seed0" / "run"
+    share_rollouts(run_dir.parent, "toy", run_dir, list(settings), config)
+    return (run_dir / "trajectories").resolve()
+
+
+def test_runs_that_roll_out_alike_share_their_trajectories(tmp_path: Path) -> None:
+    rollouts = ("--base_model", "tiny", "--data.init_args.rollouts.max_tokens", "12")
+    config = "data: {init_args: {rollouts: {temperatures: [0.0]}, mining: {max_latents: 4}}}"
+    first = shared_by(tmp_path, *rollouts, "--seed_everything", "0", config=config)
+    assert first.is_dir()
+    assert first.parent == tmp_path / "prepared" / "rollouts"
+    strength = ("--data.init_args.mining.max_latents=8", "--model.learning_rate", "0.1")
+    assert (
+        shared_by(tmp_path, *rollouts, *strength, "--seed_everything", "1", config=config) == first
+    )
+    assert shared_by(tmp_path, *rollouts, config=config.replace("4}", "8}")) == first
+    assert shared_by(tmp_path, *rollouts, config=config.replace("[0.0]", "[0.0, 1.0]")) != first
+    longer = ("--base_model", "tiny", "--data.init_args.rollouts.max_tokens=13")
+    assert shared_by(tmp_path, *longer, config=config) != first
+    assert shared_by(tmp_path, *rollouts, "--data.base_model=other", config=config) != first
+
+
+def test_trajectories_that_a_run_has_are_left_alone(tmp_path: Path) -> None:
+    run_dir = tmp_path / "prepared" / "lar" / "toy-seed0" / "run"
+    (run_dir / "trajectories").mkdir(parents=True)
+    share_rollouts(run_dir.parent, "toy", run_dir, [], "{}")
+    assert not (run_dir / "trajectories").is_symlink()
+
+
+def test_a_folder_of_trajectories_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    shared_by(tmp_path).rmdir()
+    run_dir = next(tmp_path.rglob("run"))
+    share_rollouts(run_dir.parent, "toy", run_dir, [], "{}")
+    assert (run_dir / "trajectories").is_dir()

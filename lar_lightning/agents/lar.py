@@ -1,11 +1,15 @@
 """LAR: latent actions, mined from the model's own trajectories and distilled (the whole paper)."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import yaml
 
 from lar_lightning.agents.agent import TurnAgent
 from lar_lightning.artefacts import write_json
@@ -16,6 +20,12 @@ if TYPE_CHECKING:
 
 MADE_WITH = "made_with.json"
 """In a run that is done: the settings of `fit`."""
+_AFTER_ROLLOUTS = (
+    "--model.",
+    "--trainer.",
+    "--data.init_args.mining.",
+    "--data.init_args.loading.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,9 @@ class Lar(TurnAgent):
         made_with = {"settings": settings, "config": Path(self.config).read_text(encoding="utf-8")}
         if _is_trained(run_dir, made_with):
             return
+        share_rollouts(
+            workshop.folder, workshop.benchmark.name, run_dir, settings, made_with["config"]
+        )
         # The folder last: what comes before a `--config` is overridden by it.
         command = ["-m", "lar_lightning", "fit", *settings, "--run_dir", str(run_dir)]
         print(f"lar: {' '.join(command)}", flush=True)
@@ -95,6 +108,56 @@ class Lar(TurnAgent):
                 "stands above. Mend that and run the grid again: it goes on where it was."
             )
         write_json(run_dir / MADE_WITH, {**made_with, "is_done": True})
+
+
+def share_rollouts(
+    folder: Path, benchmark: str, run_dir: Path, settings: list[str], config: str
+) -> None:
+    """Give a run the trajectories of all runs of the grid that roll out with the same settings.
+
+    Seeds of training, strengths and other settings of what comes later do not touch rollouts, which
+    take as long as training. Nothing changes for a run that has trajectories of its own already.
+
+    Args:
+        folder: The workshop's.
+        benchmark: Name of the benchmark that is learned from.
+        run_dir: Folder of the run, perhaps not there yet.
+        settings: Options of `fit`.
+        config: Text of its YAML.
+    """
+    trajectories = run_dir / "trajectories"
+    if trajectories.exists():
+        return
+    tree: dict[str, Any] = yaml.safe_load(config) or {}
+    data = tree.get("data", {})
+    data = {**data, "init_args": {"rollouts": data.get("init_args", {}).get("rollouts")}}
+    later = ("model", "trainer", "seed_everything", "run_dir")
+    decisive = {key: value for key, value in tree.items() if key not in later} | {"data": data}
+    options = [
+        f"{name} {value}"
+        for name, value in _pairs(settings)
+        if not name.startswith(_AFTER_ROLLOUTS) and name not in ("--config", "--seed_everything")
+    ]
+    text = json.dumps([decisive, options], sort_keys=True, default=str)
+    name = f"{benchmark}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    shared = folder.parents[1] / "rollouts" / name
+    shared.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    trajectories.unlink(missing_ok=True)  # a link to what has been removed
+    trajectories.symlink_to(os.path.relpath(shared, run_dir), target_is_directory=True)
+
+
+def _pairs(settings: list[str]) -> list[tuple[str, str]]:
+    """Return name and value of options that are written `--name value` or `--name=value`."""
+    pairs: list[tuple[str, str]] = []
+    for text in settings:
+        if text.startswith("--"):
+            name, _, value = text.partition("=")
+            pairs.append((name, value))
+        else:
+            name, value = pairs[-1]
+            pairs[-1] = (name, f"{value} {text}".strip())
+    return pairs
 
 
 def _is_trained(run_dir: Path, made_with: dict[str, Any]) -> bool:

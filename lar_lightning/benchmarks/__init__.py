@@ -38,6 +38,7 @@ BENCHMARKS = {
     "triviaqa": "lar_lightning.benchmarks.triviaqa:TriviaQA",
     "mind2web": "lar_lightning.benchmarks.mind2web:Mind2Web",
     "bfcl": "lar_lightning.benchmarks.bfcl:Bfcl",
+    "bfcl_single": "lar_lightning.benchmarks.bfcl_single:BfclSingle",
 }
 """Name of each benchmark -> `module:class`, whose keyword arguments are its options: texts."""
 

@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from lar_lightning.benchmarks.benchmark import STYLES, Style, Task
-from lar_lightning.benchmarks.tools.apis import MODULES, World, find_data, read_records
+from lar_lightning.benchmarks.tools.apis import (
+    MODULES,
+    World,
+    find_data,
+    read_answered,
+    read_records,
+)
 from lar_lightning.benchmarks.tools.calls import parse_calls
 from lar_lightning.benchmarks.tools.episode import BfclEpisode
 from lar_lightning.benchmarks.tools.prompts import RENDERERS, addition, instruction, request
-from lar_lightning.errors import SettingError
+from lar_lightning.errors import SettingError, one_of
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 MAX_REQUESTS = 8
@@ -51,8 +57,8 @@ class Bfcl:
             docs: `compact`, a line for each function, or `full`, the records as JSON.
         """
         self.path = None if path is None else Path(path)
-        self.category = _choice("category", category.removeprefix("multi_turn_"), CATEGORIES)
-        self.render = RENDERERS[_choice("docs", docs, tuple(RENDERERS))]
+        self.category = one_of("category", category.removeprefix("multi_turn_"), CATEGORIES)
+        self.render = RENDERERS[one_of("docs", docs, RENDERERS)]
         if not str(steps).isdecimal() or int(steps) < 1:
             raise SettingError(f"`steps` must be a whole number of at least 1, got {steps!r}.")
         self.steps = int(steps)
@@ -61,19 +67,10 @@ class Bfcl:
         """Return the 200 tasks of the category in file order."""
         wheel = find_data()  # the APIs come from it also where the data do not
         file = f"BFCL_v4_multi_turn_{self.category}.json"
-        folder = self.path or wheel
-        answers = {
-            record["id"]: record["ground_truth"]
-            for record in read_records(folder, f"possible_answer/{file}")
-        }
-        records = read_records(folder, file)
-        missing = [record["id"] for record in records if record["id"] not in answers]
-        if missing:
-            raise SettingError(
-                f"`path` must have the calls of each task in possible_answer, got {str(folder)!r} "
-                f"without those of {missing[0]}. Take both files from one version of bfcl-eval."
-            )
-        return [self._make_task(record, answers[record["id"]]) for record in records]
+        return [
+            self._make_task(record, answer)
+            for record, answer in read_answered(self.path or wheel, file)
+        ]
 
     def messages(self, task: Task, style: Style) -> list[dict[str, str]]:
         """Return instruction, functions and the first request in one user message."""
@@ -141,11 +138,3 @@ class Bfcl:
 @functools.cache
 def _read_docs(folder: Path, class_name: str) -> list[dict[str, Any]]:
     return read_records(folder, f"multi_turn_func_doc/{MODULES[class_name]}.json")
-
-
-def _choice(setting: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise SettingError(
-            f"`{setting}` must be one of {', '.join(map(repr, choices))}, got {value!r}."
-        )
-    return value

@@ -2,6 +2,7 @@
 
 grid_dir/<backbone>/<benchmark>/<method>-seed<n>-<run>.jsonl   episodes
 grid_dir/<backbone>/prepared/<method>/<trained on>-seed<n>/    what a method learned
+grid_dir/<backbone>/prepared/rollouts/<trained on>-<settings>/ trajectories that LAR's runs share
 grid_dir/cells.json                                            which files belong to the tables
 """
 

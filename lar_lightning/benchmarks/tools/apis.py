@@ -88,6 +88,26 @@ def read_records(folder: Path, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
 
 
+def read_answered(folder: Path, file: str) -> list[tuple[dict[str, Any], list[Any]]]:
+    """Read the records of a data file, each with the calls that answer it.
+
+    Raises:
+        SettingError: If a file is missing, or holds no answer to a record of the other.
+    """
+    answers = {
+        record["id"]: record["ground_truth"]
+        for record in read_records(folder, f"possible_answer/{file}")
+    }
+    records = read_records(folder, file)
+    missing = [record["id"] for record in records if record["id"] not in answers]
+    if missing:
+        raise SettingError(
+            f"`path` must have the calls of each task in possible_answer, got {str(folder)!r} "
+            f"without those of {missing[0]}. Take both files from one version of bfcl-eval."
+        )
+    return [(record, answers[record["id"]]) for record in records]
+
+
 class World:
     """Instances of some of the APIs, whose public functions can be called by name."""
 

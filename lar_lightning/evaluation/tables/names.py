@@ -21,6 +21,7 @@ BENCHMARKS = {
     "humaneval": "HumanEval",
     "mbpp": "MBPP",
     "bfcl": "BFCL",
+    "bfcl_single": "BFCL single-turn",
 }
 GROUPS = {
     "cross_task": "Cross-Task",
