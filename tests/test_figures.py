@@ -17,7 +17,10 @@ from made_up_grid import (
     mind2web_groups,
 )
 
+from lar_lightning.agents import load_agent
+from lar_lightning.agents.workshop import Prepared
 from lar_lightning.errors import SettingError
+from lar_lightning.evaluation.ablate import make_curves
 from lar_lightning.evaluation.examples import Piece
 from lar_lightning.evaluation.figures.abstraction import abstraction_curve, boundary
 from lar_lightning.evaluation.figures.case import (
@@ -37,9 +40,11 @@ from lar_lightning.evaluation.figures.files import (
     write_case,
     write_curves,
 )
+from lar_lightning.evaluation.grid import Cell
 from lar_lightning.evaluation.grid_report import grid_report
 from lar_lightning.evaluation.plots import COLOURS
 from lar_lightning.evaluation.results.rows import grid_rows
+from lar_lightning.evaluation.runner import MethodRun
 from lar_lightning.segments import LatentAction, LatentVocabulary
 from lar_lightning.tokenizer import encode_text, extend_tokenizer
 
@@ -300,3 +305,45 @@ def test_the_page_holds_tables_figures_and_what_failed_and_nothing_from_outside(
 def test_a_page_without_results_is_refused(tmp_path) -> None:
     with pytest.raises(SettingError, match="at least one finished cell"):
         grid_report(tmp_path, [])
+
+
+def played(method: str, agent: str, *, num_solved: int, rate: float, style: str = "") -> Cell:
+    settings = {"style": style} if style else {}
+    episodes = tuple(
+        make_episode(
+            f"t{task}",
+            is_success=task < num_solved,
+            requests=(make_request(int(100 * (1 - rate)), expanded=100),),
+        )
+        for task in range(10)
+    )
+    return Cell(
+        backbone="tiny",
+        benchmark="toy",
+        method=method,
+        trained_on="",
+        seed=0,
+        runs=(MethodRun(method=method, run=0, wall_clock_seconds=1.0, episodes=episodes),),
+        groups={},
+        prepared=Prepared(
+            agent=load_agent(agent, settings),
+            checkpoint=Path("base"),
+            latent_vocabulary=Path("latents.json") if agent == "lar" else None,
+        ),
+    )
+
+
+def test_a_curve_begins_with_the_base_model_under_the_same_instructions() -> None:
+    strengths = [
+        played(f"lar_{number}", "lar", num_solved=solved, rate=rate, style="react")
+        for number, solved, rate in ((4, 7, 0.1), (16, 8, 0.2), (64, 3, 0.5))
+    ]
+    others = [
+        played("vanilla", "vanilla", num_solved=9, rate=0.0),
+        played("react", "react", num_solved=6, rate=0.0),
+        played("concisehint", "concisehint", num_solved=1, rate=0.0),
+    ]
+    (curve,) = make_curves([*others, *strengths])
+    assert curve.rates == pytest.approx((0.0, 0.1, 0.2, 0.5))
+    assert curve.means == pytest.approx([0.6, 0.7, 0.8, 0.3])
+    assert make_curves([*others, *strengths[:2]]) == []

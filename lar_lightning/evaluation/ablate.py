@@ -27,6 +27,8 @@ from lar_lightning.settings import EvaluationSettings, GridSettings
 
 MIN_STRENGTHS = 3
 """Of a curve of score against rate."""
+BASE_MODEL = ("vanilla", "cot", "react")
+"""Methods that are the base model under other instructions."""
 
 
 def ablate(
@@ -112,18 +114,33 @@ def reparameterization_rate(run: MethodRun) -> float:
 
 
 def make_curves(cells: Sequence[Cell]) -> list[AbstractionCurve]:
-    """Return a curve for each backbone and benchmark that LAR played at several strengths."""
-    by_place: dict[tuple[str, str], dict[str, list[CellRun]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    """Return a curve for each backbone and benchmark that LAR played at several strengths.
+
+    It begins at rate 0 with the base model under the same instructions, where that has played.
+    """
+    places: dict[tuple[str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        if cell.prepared.agent.name == "lar" and not cell.trained_on:
-            by_place[cell.backbone, cell.benchmark][cell.method] += cell_runs(cell)
-    return [
-        abstraction_curve(f"{benchmark}, {backbone}", strengths.values())
-        for (backbone, benchmark), strengths in by_place.items()
-        if len(strengths) >= MIN_STRENGTHS
-    ]
+        if not cell.trained_on:
+            places[cell.backbone, cell.benchmark].append(cell)
+    curves = []
+    for (backbone, benchmark), there in places.items():
+        strengths = [cell for cell in there if cell.prepared.agent.name == "lar"]
+        styles = {_style(cell) for cell in strengths}
+        base = [
+            cell
+            for cell in there
+            if cell.prepared.agent.name in BASE_MODEL and _style(cell) in styles
+        ]
+        by_method: dict[str, list[CellRun]] = defaultdict(list)
+        for cell in (*base, *strengths):
+            by_method[cell.method] += cell_runs(cell)
+        if len({cell.method for cell in strengths}) >= MIN_STRENGTHS:
+            curves.append(abstraction_curve(f"{benchmark}, {backbone}", by_method.values()))
+    return curves
+
+
+def _style(cell: Cell) -> str:
+    return getattr(cell.prepared.agent, "style", "")
 
 
 def make_cases(cells: Sequence[Cell]) -> dict[str, Case]:
