@@ -130,7 +130,7 @@ def _texts(run: MethodRun) -> dict[str, str]:
 
 COLUMNS = {
     "method": "method",
-    "score": "pass@1",
+    "score": "score",
     "score_interval_95": "95 % interval",
     "prompt_tokens": "prompt units",
     "generated_units": "generated units",
