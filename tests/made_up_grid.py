@@ -81,6 +81,7 @@ def make_run(
         episodes=tuple(episodes),
         wall_clock_seconds=seconds,
         reparameterization_rate=rate,
+        mined_rate=rate,
     )
 
 

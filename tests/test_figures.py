@@ -329,6 +329,7 @@ def played(method: str, agent: str, *, num_solved: int, rate: float, style: str 
             agent=load_agent(agent, settings),
             checkpoint=Path("base"),
             latent_vocabulary=Path("latents.json") if agent == "lar" else None,
+            mined_rate=rate if agent == "lar" else None,
         ),
     )
 

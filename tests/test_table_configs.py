@@ -130,5 +130,6 @@ def test_a_grid_trains_its_own_student(tiny_checkpoint: Path, tmp_path: Path) ->
     )
     assert json.loads((run_dir / MADE_WITH).read_text())["is_done"]
     assert [row["method"] for row in rows] == ["vanilla", "lar"]
+    assert 0 < rows[1]["mined_rate"] < 1
     assert rows[1]["reparameterization_rate"] is not None
     assert (tmp_path / "grid" / "results" / "tiny-humaneval" / "figure3.png").exists()

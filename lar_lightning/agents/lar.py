@@ -68,7 +68,12 @@ class Lar(TurnAgent):
             )
         check_held_out(run_dir, workshop.held_out_ids)
         export = export_run(workshop.base_model, run_dir)
-        return Prepared(agent=self, checkpoint=export, latent_vocabulary=vocabulary_path(export))
+        return Prepared(
+            agent=self,
+            checkpoint=export,
+            latent_vocabulary=vocabulary_path(export),
+            mined_rate=mined_rate(run_dir, export),
+        )
 
     def _train(self, workshop: "Workshop", run_dir: Path) -> None:
         if not self.config or not Path(self.config).is_file():
@@ -108,6 +113,23 @@ class Lar(TurnAgent):
                 "stands above. Mend that and run the grid again: it goes on where it was."
             )
         write_json(run_dir / MADE_WITH, {**made_with, "is_done": True})
+
+
+def mined_rate(run_dir: Path, export: Path) -> float | None:
+    """Return the share of a run's training action tokens inside the latents of its export.
+
+    None where the run keeps no trajectories.
+    """
+    from lar_lightning.mining.corpus import corpus_of
+    from lar_lightning.mining.coverage import rate
+    from lar_lightning.rollouts import trajectory_path
+    from lar_lightning.segments import LatentVocabulary
+    from lar_lightning.trajectories import read_trajectories, trajectory_files
+
+    path = trajectory_path(run_dir, "train")
+    if not trajectory_files(path):
+        return None
+    return rate(corpus_of(read_trajectories(path)), LatentVocabulary.load(export).automaton)
 
 
 def share_rollouts(

@@ -23,6 +23,8 @@ class Prepared:
     """What is served: an ordinary Hugging Face folder."""
     latent_vocabulary: Path | None = None
     """Of the checkpoint, where it has one."""
+    mined_rate: float | None = None
+    """Share of the action tokens that it learned from inside its latents, where both are known."""
 
 
 @dataclass(frozen=True, kw_only=True)

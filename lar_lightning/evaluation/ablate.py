@@ -21,6 +21,7 @@ from lar_lightning.evaluation.results.cells import CellRun
 from lar_lightning.evaluation.results.rows import grid_rows
 from lar_lightning.evaluation.runner import MethodRun
 from lar_lightning.evaluation.tables.formats import to_markdown
+from lar_lightning.evaluation.tables.names import benchmark_name
 from lar_lightning.evaluation.tables.paper_tables import all_tables, write_tables
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import EvaluationSettings, GridSettings
@@ -101,13 +102,14 @@ def cell_runs(cell: Cell) -> list[CellRun]:
             reparameterization_rate=reparameterization_rate(run)
             if cell.prepared.latent_vocabulary
             else None,
+            mined_rate=cell.prepared.mined_rate,
         )
         for run in cell.runs
     ]
 
 
 def reparameterization_rate(run: MethodRun) -> float:
-    """Return the share of action tokens that latents stand for (paper 5.3)."""
+    """Return the share of played action tokens that latents stand for."""
     num_expanded = sum(episode.num_expanded_tokens for episode in run.episodes)
     num_explicit = sum(len(episode.units) - episode.num_latents for episode in run.episodes)
     return 1 - num_explicit / num_expanded if num_expanded else 0.0
@@ -135,7 +137,9 @@ def make_curves(cells: Sequence[Cell]) -> list[AbstractionCurve]:
         for cell in (*base, *strengths):
             by_method[cell.method] += cell_runs(cell)
         if len({cell.method for cell in strengths}) >= MIN_STRENGTHS:
-            curves.append(abstraction_curve(f"{benchmark}, {backbone}", by_method.values()))
+            curves.append(
+                abstraction_curve(f"{benchmark_name(benchmark)}, {backbone}", by_method.values())
+            )
     return curves
 
 

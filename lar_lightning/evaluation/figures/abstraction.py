@@ -1,5 +1,8 @@
 """Score against reparameterization rate (paper 5.3): rise, peak, and where it begins to cost.
 
+The rate is that of the trajectories that latents were mined from: how much of the action space is
+reparameterized. Played text has less, the less so the more latents stand for what is in one task.
+
 Dimensions: K rates, N tasks.
 """
 
@@ -112,7 +115,7 @@ def boundary(
 
 
 def _mean_rate(runs: Sequence[CellRun]) -> float:
-    return float(np.mean([run.reparameterization_rate or 0.0 for run in runs]))
+    return float(np.mean([run.mined_rate or 0.0 for run in runs]))
 
 
 def _task_scores(runs: Sequence[CellRun], tasks: Sequence[str]) -> Float[np.ndarray, " N"]:

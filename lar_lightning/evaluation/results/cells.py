@@ -25,7 +25,10 @@ class CellRun:
     episodes: tuple[Episode, ...]
     wall_clock_seconds: float
     reparameterization_rate: float | None = None
-    """Share of action tokens inside latents, where the method has latents."""
+    """Share of the played action tokens inside latents, where the method has latents."""
+    mined_rate: float | None = None
+    """The same of the trajectories that it learned from, all latents used: the strength of
+    abstraction (paper 5.3). Latents that no other task needs raise this rate and not the other."""
 
     @property
     def key(self) -> CellKey:

@@ -102,6 +102,7 @@ def cell_row(
         **{name: _mean(measure, episodes) for name, measure in MEASURES.items()},
         **_latents(episodes),
         "reparameterization_rate": mean_known([run.reparameterization_rate for run in runs]),
+        "mined_rate": mean_known([run.mined_rate for run in runs]),
         **agreement(runs, vanilla),
         **_troubles(episodes),
         **_times(runs, episodes),

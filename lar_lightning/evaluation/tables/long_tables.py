@@ -83,6 +83,7 @@ LATENTS: tuple[Column, ...] = (
     ("latents", "latents", number, ""),
     ("adoption", "adoption", number, ""),
     ("reparameterization_rate", "rate", number, ""),
+    ("mined_rate", "mined rate", number, ""),
     ("agreement", "agreement", number, ""),
     ("agreement_floor", "its floor", number, ""),
     ("identical_texts", "identical texts", number, ""),
@@ -133,8 +134,10 @@ def long_tables(rows: Sequence[Row]) -> list[Table]:
             "Latents, and agreement with Vanilla's text.",
             rows,
             LATENTS,
-            "Adoption: latents written, of the places for them in the same text. Agreement: share "
-            "of a text before it parts from Vanilla's; its floor is that of Vanilla's own runs.",
+            "Adoption: latents written, of the places for them in the same text. Rate: share of "
+            "action tokens inside latents, of the text played and of that which was mined. "
+            "Agreement: share of a text before it parts from Vanilla's; its floor is that of "
+            "Vanilla's own runs.",
         ),
         _table(
             "long-time",
