@@ -31,6 +31,7 @@ DOCUMENT = {
             "limit": {"type": "float", "description": "The least."},
             "kinds": {"type": "array", "items": {"type": "string"}, "description": "Which."},
             "place": {"type": "dict", "description": "Where."},
+            "stops": {"type": "array", "items": {"type": "dict"}, "description": "Between."},
             "is_short": {"type": "boolean", "description": "Whether."},
         },
         "required": ["city"],
@@ -44,6 +45,7 @@ ALLOWED: dict[str, list[Any]] = {
     "limit": ["", 2.0],
     "kinds": ["", ["rain", "Snow"]],
     "place": ["", {"north": [1, 2], "name": ["", "Here"]}],
+    "stops": ["", [{"name": ["Here"]}]],
     "is_short": ["", True],
 }
 ANSWER = {"weather.find": ALLOWED}
@@ -67,6 +69,7 @@ def reason(*calls: Call, answers: int = 1) -> str:
         {"city": "New York", "kinds": ["RAIN", "snow"]},
         {"city": "New York", "place": {"north": 2}},
         {"city": "New York", "place": {"north": 1, "name": "here"}},
+        {"city": "New York", "stops": [{"name": "HERE"}]},
         {"city": "New York", "is_short": True},
     ],
 )
@@ -87,6 +90,8 @@ def test_calls_with_allowed_values_match(named: dict[str, Any]) -> None:
         ({"city": "New York", "kinds": "rain"}, "wrong kinds of weather.find"),
         ({"city": "New York", "place": {"name": "Here"}}, "wrong place of weather.find"),
         ({"city": "New York", "place": {"north": 1, "up": 1}}, "wrong place of weather.find"),
+        ({"city": "New York", "stops": ["Here"]}, "wrong stops of weather.find"),
+        ({"city": "New York", "stops": [{"name": "There"}]}, "wrong stops of weather.find"),
         ({"city": "New York", "is_short": 1}, "wrong is_short of weather.find"),
         ({"city": "New York", "hours": 1}, "weather.find has no parameter hours"),
     ],

@@ -107,11 +107,15 @@ def _check_type(
     return fits, is_variable
 
 
-def _matches_dict(value: Mapping[str, Any], allowed: Mapping[str, Sequence[Any]]) -> bool:
-    return all(
-        key in allowed and _plain(each) in list(map(_plain, allowed[key]))
-        for key, each in value.items()
-    ) and all(key in value or "" in choices for key, choices in allowed.items())
+def _matches_dict(value: Any, allowed: Mapping[str, Sequence[Any]]) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(
+            key in allowed and _plain(each) in list(map(_plain, allowed[key]))
+            for key, each in value.items()
+        )
+        and all(key in value or "" in choices for key, choices in allowed.items())
+    )
 
 
 def _matches_dicts(values: Sequence[Any], allowed: Sequence[Any]) -> bool:
