@@ -1,6 +1,8 @@
 """A grid of methods on a tiny real model: it stops, goes on, and its tables are whole."""
 
 import json
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,7 @@ def test_runs_that_roll_out_alike_share_their_trajectories(tmp_path: Path) -> No
     longer = ("--base_model", "tiny", "--data.init_args.rollouts.max_tokens=13")
     assert shared_by(tmp_path, *longer, config=config) != first
     assert shared_by(tmp_path, *rollouts, "--data.base_model=other", config=config) != first
+    assert shared_by(tmp_path, *rollouts, "--config", "stacked.yaml", config=config) != first
 
 
 def test_trajectories_that_a_run_has_are_left_alone(tmp_path: Path) -> None:
@@ -303,8 +306,40 @@ def test_trajectories_that_a_run_has_are_left_alone(tmp_path: Path) -> None:
     assert not (run_dir / "trajectories").is_symlink()
 
 
+@pytest.mark.parametrize("config", ["", "data:", "data: data_modules.RolloutDataModule"])
+def test_a_short_configuration_is_enough_to_share(tmp_path: Path, config: str) -> None:
+    assert shared_by(tmp_path, config=config).is_dir()
+
+
 def test_a_folder_of_trajectories_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     shared_by(tmp_path).rmdir()
     run_dir = next(tmp_path.rglob("run"))
     share_rollouts(run_dir.parent, "toy", run_dir, [], "{}")
     assert (run_dir / "trajectories").is_dir()
+
+
+def test_students_of_several_seeds_and_strengths_find_the_same_rollouts(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Path] = []
+
+    def fit(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        run_dir = Path(command[command.index("--run_dir") + 1])
+        found.append((run_dir / "trajectories").resolve())
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr("lar_lightning.agents.lar.subprocess.run", fit)
+    config = tmp_path / "fit.yaml"
+    config.write_text("data: {init_args: {rollouts: {temperatures: [0.0]}}}")
+    for seed, latents in ((0, 4), (1, 4), (0, 8)):
+        lar = {"config": str(config), "options": [f"--data.init_args.mining.max_latents={latents}"]}
+        with pytest.raises(SettingError, match="could not be trained"):
+            run_grid(
+                tmp_path,
+                tiny_checkpoint,
+                methods={f"lar@{latents}": {**lar, "agent": "lar"}},
+                settings=replace(GRID, seeds=(seed,)),
+            )
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert found[0].parent.name == "rollouts"

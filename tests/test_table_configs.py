@@ -117,6 +117,8 @@ def test_a_grid_trains_its_own_student(tiny_checkpoint: Path, tmp_path: Path) ->
     config.write_text(yaml.safe_dump(content))
     run_dir = tmp_path / "grid" / "tiny" / "prepared" / "lar" / "humaneval-seed0" / "run"
     make_tiny_run(run_dir, tiny_checkpoint)
+    shared = (run_dir / "trajectories").rename(tmp_path / "shared")
+    (run_dir / "trajectories").symlink_to(shared, target_is_directory=True)
     rows = ablate(
         tmp_path / "grid",
         {"tiny": str(tiny_checkpoint)},

@@ -84,8 +84,7 @@ class Lar(TurnAgent):
         rollouts = "--data.init_args.rollouts"
         # In a process of its own: training leaves nothing behind in this one, and the engine that
         # rolls out is freed with it.
-        settings = [
-            *("--config", self.config),
+        options = [
             *("--base_model", workshop.base_model),
             *("--benchmark", workshop.benchmark_name),
             *("--seed_everything", str(workshop.seed)),
@@ -97,11 +96,12 @@ class Lar(TurnAgent):
             *(f"{rollouts}.max_model_len", str(workshop.max_model_len)),
             *self.options,
         ]
+        settings = ["--config", self.config, *options]
         made_with = {"settings": settings, "config": Path(self.config).read_text(encoding="utf-8")}
         if _is_trained(run_dir, made_with):
             return
         share_rollouts(
-            workshop.folder, workshop.benchmark.name, run_dir, settings, made_with["config"]
+            workshop.folder, workshop.benchmark.name, run_dir, options, made_with["config"]
         )
         # The folder last: what comes before a `--config` is overridden by it.
         command = ["-m", "lar_lightning", "fit", *settings, "--run_dir", str(run_dir)]
@@ -133,7 +133,7 @@ def mined_rate(run_dir: Path, export: Path) -> float | None:
 
 
 def share_rollouts(
-    folder: Path, benchmark: str, run_dir: Path, settings: list[str], config: str
+    folder: Path, benchmark: str, run_dir: Path, options: list[str], config: str
 ) -> None:
     """Give a run the trajectories of all runs of the grid that roll out with the same settings.
 
@@ -144,23 +144,25 @@ def share_rollouts(
         folder: The workshop's.
         benchmark: Name of the benchmark that is learned from.
         run_dir: Folder of the run, perhaps not there yet.
-        settings: Options of `fit`.
+        options: Of `fit`, without its YAML; one that is stacked on that counts.
         config: Text of its YAML.
     """
     trajectories = run_dir / "trajectories"
     if trajectories.exists():
         return
     tree: dict[str, Any] = yaml.safe_load(config) or {}
-    data = tree.get("data", {})
-    data = {**data, "init_args": {"rollouts": data.get("init_args", {}).get("rollouts")}}
-    later = ("model", "trainer", "seed_everything", "run_dir")
-    decisive = {key: value for key, value in tree.items() if key not in later} | {"data": data}
-    options = [
+    for later in ("model", "trainer", "seed_everything", "run_dir"):
+        tree.pop(later, None)
+    data = tree.get("data")
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    for later in ("mining", "loading"):
+        (arguments or {}).pop(later, None)
+    deciding = [
         f"{name} {value}"
-        for name, value in _pairs(settings)
-        if not name.startswith(_AFTER_ROLLOUTS) and name not in ("--config", "--seed_everything")
+        for name, value in _pairs(options)
+        if not name.startswith((*_AFTER_ROLLOUTS, "--seed_everything"))
     ]
-    text = json.dumps([decisive, options], sort_keys=True, default=str)
+    text = json.dumps([tree, deciding], sort_keys=True, default=str)
     name = f"{benchmark}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     shared = folder.parents[1] / "rollouts" / name
     shared.mkdir(parents=True, exist_ok=True)
@@ -169,10 +171,10 @@ def share_rollouts(
     trajectories.symlink_to(os.path.relpath(shared, run_dir), target_is_directory=True)
 
 
-def _pairs(settings: list[str]) -> list[tuple[str, str]]:
+def _pairs(options: list[str]) -> list[tuple[str, str]]:
     """Return name and value of options that are written `--name value` or `--name=value`."""
     pairs: list[tuple[str, str]] = []
-    for text in settings:
+    for text in options:
         if text.startswith("--"):
             name, _, value = text.partition("=")
             pairs.append((name, value))

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lar_lightning.benchmarks.benchmark import Environment, Observation, Outcome, Style, Task
+from lar_lightning.benchmarks.benchmark import Environment, Outcome, Style, Task
+from lar_lightning.benchmarks.one_answer import OneAnswer
 from lar_lightning.benchmarks.tools.apis import find_data, read_answered
 from lar_lightning.benchmarks.tools.calls import MalformedCallsError
 from lar_lightning.benchmarks.tools.json_calls import BEGINNING, FORMAT, parse_json_calls
@@ -92,7 +93,7 @@ class BfclSingle:
 
     def open(self, task: Task, style: Style) -> Environment:
         """Make the environment that takes the calls."""
-        return _Calls(task)
+        return OneAnswer(task=task, score=score_calls)
 
     def _make_task(self, category: str, record: Mapping[str, Any], answer: list[Any]) -> Task:
         return Task(
@@ -103,22 +104,11 @@ class BfclSingle:
         )
 
 
-class _Calls:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.text = ""
-
-    def step(self, action: str) -> Observation:
-        self.text = action
-        return Observation(text="The calls are made.", is_over=True)
-
-    def outcome(self) -> Outcome:
-        try:
-            calls = parse_json_calls(self.text)
-            record = self.task.record
-            reason = match_calls(calls, record["answers"], record["functions"])
-        except MalformedCallsError as error:
-            reason = str(error)
-        return Outcome(
-            task_id=self.task.task_id, is_success=not reason, detail=reason or "calls match"
-        )
+def score_calls(task: Task, text: str) -> Outcome:
+    """Tell whether an answer makes the calls that the task needs, and no other."""
+    try:
+        calls = parse_json_calls(text)
+        reason = match_calls(calls, task.record["answers"], task.record["functions"])
+    except MalformedCallsError as error:
+        reason = str(error)
+    return Outcome(task_id=task.task_id, is_success=not reason, detail=reason or "calls match")

@@ -11,7 +11,8 @@ Scores are those of `web_answers`; an outcome's success is the step's.
 from pathlib import Path
 from string import ascii_uppercase
 
-from lar_lightning.benchmarks.benchmark import Environment, Observation, Outcome, Style, Task
+from lar_lightning.benchmarks.benchmark import Environment, Style, Task
+from lar_lightning.benchmarks.one_answer import OneAnswer
 from lar_lightning.benchmarks.web.answers import score_answer
 from lar_lightning.benchmarks.web.splits import draw_number, draw_order, find_group
 from lar_lightning.benchmarks.web.steps import (
@@ -93,20 +94,7 @@ class Mind2Web:
 
     def open(self, task: Task, style: Style) -> Environment:
         """Make the environment that takes the answer."""
-        return _Answer(task)
-
-
-class _Answer:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.text = ""
-
-    def step(self, action: str) -> Observation:
-        self.text = action
-        return Observation(text="The answer is given.", is_over=True)
-
-    def outcome(self) -> Outcome:
-        return score_answer(self.task, self.text)
+        return OneAnswer(task=task, score=score_answer)
 
 
 def make_task(step: WebStep, negative_ratio: float, has_test_part: bool) -> Task:

@@ -28,7 +28,8 @@ PHASES = (("I", "hair", 0.35), ("II", "behaviour", 0.14), ("III", "latent", 0.16
 """Numeral, colour and opacity: up to the peak, up to the boundary, beyond."""
 MOST_COLUMNS = 3
 CURVE_CAPTION = (
-    "Score against the share of action tokens inside latents. Faint lines are seeds, the strong "
+    "Score against the share of action tokens inside latents, in the trajectories that these were "
+    "mined from. Faint lines are seeds, the strong "
     "one is their mean with the 95 % bootstrap interval over tasks. Phase I leads up to the best "
     "score, phase II up to the boundary (dashed): the largest rate whose score is not "
     "significantly below the best at smaller rates; phase III lies beyond."
