@@ -26,7 +26,7 @@ space := $(subst ,, )
 FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS))))
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-ablations bench-estimates bench-reencoding bench-serve bench-collapse bench-abstraction lock clean-venv FORCE
+.PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-accelerator bench-ablations bench-estimates bench-reencoding bench-serve bench-collapse bench-abstraction lock clean-venv FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ bench-mine: install ## mining against BPE and LZW, and its speed (BENCH_ARGS="--
 
 bench-train: install ## a training step against TRL and a plain loop (BENCH_ARGS="--threads 1" is passed on)
 	$(PY) -m tests.benchmarks.train $(BENCH_ARGS)
+
+bench-accelerator: install ## a training step at the size of an 8B model on a card (BENCH_ARGS="--only lar_lora plain" is passed on)
+	$(PY) -m tests.benchmarks.accelerator $(BENCH_ARGS)
 
 bench-serve: install ## the exported model against the base model in vLLM servers (BENCH_ARGS="--quick" is passed on)
 	$(PY) -m tests.benchmarks.serve $(BENCH_ARGS)

@@ -6,8 +6,7 @@ the first run adds is handed on, with its gradient, as an output. And adapters t
 for a pass are back in place in backward: they are set aside again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SWITCHES = ("_disable_adapters", "cast_input_dtype_enabled")
-"""Attributes of adapter modules that hold for a pass."""
+from lar_lightning.switches import CASTS_INPUT, DISABLED, Switch, adapted_layers, switched
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:
@@ -26,15 +24,17 @@ def recompute(layers: Iterable[nn.Module]) -> None:
 
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], index: int) -> Callable[..., Any]:
+    adapted = adapted_layers(layer)
+
     def run(*args: Any, past_key_values: Any = None, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, past_key_values=past_key_values, **options)
-        found = _switches(layer)
+        found = _switches(adapted)
         cache = past_key_values
         begun = None if cache is None else copy(_cache_layer(cache, index))
 
         def once(*inputs: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-            with _switched(found):
+            with switched(found):
                 if begun is None or cache is None:
                     return forward(*inputs, past_key_values=None, **options), None, None
                 own: Any = copy(cache)
@@ -63,22 +63,9 @@ def _cache_layer(cache: Any, index: int) -> Any:
     return cache.layers[index]
 
 
-def _switches(layer: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+def _switches(adapted: Sequence[nn.Module]) -> list[Switch]:
     return [
         (module, name, getattr(module, name))
-        for module in layer.modules()
-        for name in SWITCHES
-        if hasattr(module, name)
+        for module in adapted
+        for name in (DISABLED, CASTS_INPUT)
     ]
-
-
-@contextmanager
-def _switched(wanted: list[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
-    for module, name, value in wanted:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)

@@ -7,7 +7,7 @@ Dimensions: B trajectories, T or S positions, D hidden units.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from lar_lightning.errors import SettingError
 from lar_lightning.losses import Folding, Heads
 from lar_lightning.prefixes import read
 from lar_lightning.segments import LatentVocabulary
+from lar_lightning.switches import CASTS_INPUT, DISABLED, adapted_layers, switched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,7 @@ class Student(nn.Module):
             )
             # This changes `model` in place; the adapters are in fp32.
             self.adapters = get_peft_model(model, config)
+        self._adapted = adapted_layers(model) if trainable == "lora" else []
         model.set_input_embeddings(ExtendedEmbedding(embedding, self.rows, base_size))
         self.model = model
         self.model.eval()
@@ -173,17 +175,14 @@ class Student(nn.Module):
         is_mixed = dtype == torch.bfloat16 and (self.adapters or self.teacher) is not None
         # The cache would keep a copy of each layer's weights beyond the layer.
         is_cached = not self.is_sharded
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=is_mixed, cache_enabled=is_cached
-        ):
-            if self.adapters is None or not is_mixed:
-                yield
-                return
-            from peft.helpers import disable_input_dtype_casting
-
+        with (
+            torch.autocast(
+                device.type, dtype=torch.bfloat16, enabled=is_mixed, cache_enabled=is_cached
+            ),
             # An adapter's input would be widened to its weights first, and narrowed again at once.
-            with disable_input_dtype_casting(self.adapters):
-                yield
+            self._with_adapters(CASTS_INPUT, not is_mixed),
+        ):
+            yield
 
     @torch.no_grad()
     def teacher_hidden(
@@ -205,7 +204,10 @@ class Student(nn.Module):
         check_plain_head(self.model)
 
     def _without_adapters(self) -> AbstractContextManager[Any]:
-        return self.adapters.disable_adapter() if self.adapters is not None else nullcontext()
+        return self._with_adapters(DISABLED, True)
+
+    def _with_adapters(self, name: str, value: bool) -> AbstractContextManager[None]:
+        return switched([(module, name, value) for module in self._adapted])
 
     def scaled_rows(self) -> tuple[tuple[nn.Parameter, float], ...]:
         """Return both matrices of rows with the root mean square of the base matrix beside each."""

@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
-from lar_lightning.batches import DistillationBatch
+from lar_lightning.alignment import AlignedTrajectory, align
+from lar_lightning.batches import DistillationBatch, collate
 from lar_lightning.estimates.backbones import Backbone
 from lar_lightning.estimates.workload import Workload
 from lar_lightning.losses import distillation_loss
+from lar_lightning.segments import LatentAction, LatentVocabulary
 from lar_lightning.student import Student
-from tests.benchmarks.accelerator import batch_of
+from lar_lightning.trajectories import ACTION, Span, Trajectory
 
 PHASES = ("forward", "backward", "optimizer")
 LORA_RANK = 8
+SEGMENT, NUM_LATENTS = 4, 64
 
 
 class SmallStep:
@@ -36,20 +40,25 @@ class SmallStep:
         is_checkpointed: bool = False,
         batch_size: int = 1,
         num_plain: int = 0,
+        lora_rank: int = LORA_RANK,
+        device: str = "cpu",
     ) -> None:
         """Make a random model, a random batch and the optimizer."""
         torch.manual_seed(0)
-        self.vocabulary, self.batch = batch_of(
+        self.vocabulary, aligned = random_trajectories(
             num_tokens, backbone.vocabulary_size, batch_size, num_plain
         )
-        teacher = random_model(backbone, torch.bfloat16) if trainable == "full" else None
-        model = random_model(backbone, torch.float32 if teacher is not None else torch.bfloat16)
+        with torch.device(device):
+            teacher = random_model(backbone, torch.bfloat16) if trainable == "full" else None
+            model = random_model(backbone, torch.bfloat16 if teacher is None else torch.float32)
         if is_checkpointed:
             checkpoint_layers(model)
         self.student = Student(
-            model, self.vocabulary, trainable=trainable, lora_rank=LORA_RANK, teacher=teacher
-        )
+            model, self.vocabulary, trainable=trainable, lora_rank=lora_rank, teacher=teacher
+        ).to(device)
+        self.batch = collate(aligned).to(torch.device(device))
         self.trainable = trainable
+        self.lora_rank = lora_rank
         self.rows_per_chunk = rows_per_chunk
         self.is_checkpointed = is_checkpointed
         self.trained = [item for item in self.student.parameters() if item.requires_grad]
@@ -67,6 +76,18 @@ class SmallStep:
             self.optimizer.step()
 
     @property
+    def workload(self) -> Workload:
+        """The step in the numbers that an estimate takes."""
+        return workload_of(
+            self.student,
+            self.batch,
+            trainable=self.trainable,
+            rows_per_chunk=self.rows_per_chunk,
+            lora_rank=self.lora_rank,
+            is_checkpointed=self.is_checkpointed,
+        )
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes of parameters and buffers."""
         tensors = [*self.student.parameters(), *self.student.buffers()]
@@ -74,25 +95,72 @@ class SmallStep:
         return sum(storage.nbytes() for storage in storages.values())
 
 
-def workload_of(step: SmallStep) -> Workload:
+def workload_of(
+    student: Student,
+    batch: DistillationBatch,
+    *,
+    trainable: Any,
+    rows_per_chunk: int,
+    lora_rank: int = LORA_RANK,
+    is_checkpointed: bool = False,
+) -> Workload:
     """Describe a step by the numbers that an estimate takes."""
-    batch, base_size = step.batch, step.student.base_size
-    num_units = batch.student_ids.shape[1]
-    is_latent = (batch.student_ids >= base_size).any(0)
+    num_units, num_tokens = batch.student_ids.shape[1], batch.teacher_ids.shape[1]
+    is_latent = (batch.student_ids >= student.base_size).any(0)
     num_prompt = int(is_latent.nonzero()[0])
-    num_tokens = batch.teacher_ids.shape[1]
     return Workload(
-        trainable=step.trainable,  # type: ignore[arg-type]
+        trainable=trainable,
         batch_size=len(batch.student_ids),
         num_tokens=num_tokens,
         num_prompt_tokens=num_prompt,
         units_per_token=(num_units - num_prompt) / (num_tokens - num_prompt),
         action_share=len(batch.targets) / batch.student_ids.numel(),
-        rows_per_chunk=step.rows_per_chunk,
-        num_latents=len(step.vocabulary),
-        lora_rank=LORA_RANK,
-        is_checkpointed=step.is_checkpointed,
+        rows_per_chunk=rows_per_chunk,
+        num_latents=student.num_active,
+        lora_rank=lora_rank,
+        is_checkpointed=is_checkpointed,
         is_padded=not batch.student_mask.all(),
+    )
+
+
+def random_trajectories(
+    length: int, base_size: int, batch_size: int = 1, num_plain: int = 0
+) -> tuple[LatentVocabulary, list[AlignedTrajectory]]:
+    """Return latents, and random trajectories of `length` tokens, a quarter of it prompt.
+
+    The first `num_plain` tokens hold no latent.
+    """
+    random = np.random.default_rng(0)
+    segments = random.integers(base_size, size=(NUM_LATENTS, SEGMENT))
+    vocabulary = LatentVocabulary(
+        [LatentAction(segment=tuple(map(int, s)), text=str(i)) for i, s in enumerate(segments)],
+        base_size=base_size,
+    )
+    aligned = [
+        align(vocabulary, _random_trajectory(random, length, base_size, segments, num_plain))
+        for _ in range(batch_size)
+    ]
+    return vocabulary, aligned
+
+
+def _random_trajectory(
+    random: np.random.Generator, length: int, base_size: int, segments: np.ndarray, num_plain: int
+) -> Trajectory:
+    ids = random.integers(base_size, size=length)
+    for start in range(num_plain, length, 15):  # 4 of 15 tokens become one unit
+        ids[start : start + SEGMENT] = segments[random.integers(NUM_LATENTS)][: length - start]
+    return Trajectory(
+        trajectory_id="random",
+        task_id="random",
+        token_ids=ids.astype(np.int32),
+        spans=(
+            Span(role="user", start=0, end=length // 4),
+            Span(role=ACTION, start=length // 4, end=length),
+        ),
+        entropies=np.full(length, np.nan, dtype=np.float32),
+        entropy_kind="exact",
+        temperature=1.0,
+        is_finished=True,
     )
 
 

@@ -17,7 +17,7 @@ from lar_lightning.estimates.speed import flops_of, speed_of
 from lar_lightning.estimates.table import fits, ways_out
 from lar_lightning.estimates.workload import Workload
 from tests.benchmarks.contenders import FlopCounter
-from tests.measured_steps import SmallStep, measured_bytes, workload_of
+from tests.measured_steps import SmallStep, measured_bytes
 
 SMALL = Backbone(
     name="small",
@@ -49,7 +49,7 @@ def test_memory_and_operations_of_a_step_are_within_15_percent_of_what_is_measur
     backbone: Backbone, trainable: str, options: dict[str, int]
 ) -> None:
     step = SmallStep(backbone, trainable=trainable, **options)  # type: ignore[arg-type]
-    work = workload_of(step)
+    work = step.workload
     memory = memory_of(backbone, work)
     measured = measured_bytes(step)
     assert memory.weights + memory.teacher == pytest.approx(step.fixed_bytes, rel=0.02)

@@ -1,138 +1,183 @@
-"""One step of ours at the size of an 8B model on a CUDA device.
+"""One optimizer step at the size of an 8B model on a card: `make bench-accelerator`.
 
-Random weights of Llama 3's shape in bf16, adapters of rank 16, one trajectory of 4,096 expanded
-tokens of which a fifth falls away. *MFU* is the operations of matrix products and attention that a
-step needs over its time and the speed at which this device multiplies bf16 matrices, both measured.
+Random weights of a known shape in bf16, adapters of rank 16 in fp32, one random trajectory of which
+a fifth falls away. Contenders (`tests.benchmarks.contenders`) run one after another, each in a
+process of its own that has the card to itself; the first step warms up and counts operations.
+
+Columns: expanded tokens a second (median step); memory at the peak as PyTorch's allocator handed it
+out, as it took it from the card, and as the card counts it (CUDA's context and libraries included);
+operations of matrix products and attention that were executed; the share that they reach of the
+speed at which this card multiplies matrices in bf16 (measured), and of the maker's figure, which is
+the utilisation that `estimate` asks for. For ours also: peak memory and operations as `estimate`
+gives them, over what was measured.
+
+The last line is one JSON object.
 """
 
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
 import time
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
-from lar_lightning.alignment import align
-from lar_lightning.batches import DistillationBatch, collate
-from lar_lightning.losses import distillation_loss
-from lar_lightning.segments import LatentAction, LatentVocabulary
-from lar_lightning.student import Student
-from lar_lightning.trajectories import ACTION, Span, Trajectory
-from tests.benchmarks.contenders import RANK, FlopCounter
+from lar_lightning.estimates.backbones import PRESETS, Backbone
+from lar_lightning.estimates.machines import H200
+from tests.benchmarks.contenders import CONTENDERS, Meter, Parts, reports_alone
+from tests.measured_steps import random_model, random_trajectories
 
-SHAPE = {
-    "vocab_size": 128_256,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 8192,
-}
-SEGMENT, NUM_LATENTS, NUM_STEPS = 4, 64, 5
-
-
-def batch_of(
-    length: int, base_size: int, batch_size: int = 1, num_plain: int = 0
-) -> tuple[LatentVocabulary, DistillationBatch]:
-    """Return latents, and random trajectories of `length` tokens, a quarter of it prompt.
-
-    The first `num_plain` tokens hold no latent.
-    """
-    random = np.random.default_rng(0)
-    segments = random.integers(base_size, size=(NUM_LATENTS, SEGMENT))
-    vocabulary = LatentVocabulary(
-        [LatentAction(segment=tuple(map(int, s)), text=str(i)) for i, s in enumerate(segments)],
-        base_size=base_size,
-    )
-    aligned = [
-        align(vocabulary, _random_trajectory(random, length, base_size, segments, num_plain))
-        for _ in range(batch_size)
-    ]
-    return vocabulary, collate(aligned)
+SMOKE = Backbone(
+    name="smoke",
+    num_layers=2,
+    hidden_size=64,
+    feed_forward_size=128,
+    num_heads=4,
+    num_key_heads=2,
+    head_size=16,
+    vocabulary_size=600,
+)
+SHAPES = {**PRESETS, "smoke": SMOKE}
+DEFAULT = ("lar_lora", "lar_rows", "lar_lora_checkpointed", "plain", "trl_gkd", "trl")
 
 
-def _random_trajectory(
-    random: np.random.Generator, length: int, base_size: int, segments: np.ndarray, num_plain: int
-) -> Trajectory:
-    ids = random.integers(base_size, size=length)
-    for start in range(num_plain, length, 15):  # 4 of 15 tokens become one unit
-        ids[start : start + SEGMENT] = segments[random.integers(NUM_LATENTS)][: length - start]
-    return Trajectory(
-        trajectory_id="random",
-        task_id="random",
-        token_ids=ids.astype(np.int32),
-        spans=(
-            Span(role="user", start=0, end=length // 4),
-            Span(role=ACTION, start=length // 4, end=length),
-        ),
-        entropies=np.full(length, np.nan, dtype=np.float32),
-        entropy_kind="exact",
-        temperature=1.0,
-        is_finished=True,
-    )
+def main() -> None:
+    """Compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--num_tokens", type=int, default=4096, help="of a trajectory, expanded")
+    parser.add_argument("--batch_size", type=int, default=1, help="trajectories a step")
+    parser.add_argument("--num_steps", type=int, default=5, help="measured of each")
+    parser.add_argument("--rows_per_chunk", type=int, default=1024)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(DEFAULT))
+    parser.add_argument("--tokenizer", default="", help="any, for the trainers that want one")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        take_steps(options)
+    elif options.device == "cuda" and not torch.cuda.is_available():
+        print("skipped: there is no card that PyTorch sees")
+    else:
+        compare(options)
 
 
-def measure(
-    device: str = "cuda", shape: dict[str, int] = SHAPE, length: int = 4096
-) -> dict[str, Any]:
-    """Return speed, memory and MFU of a step."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**shape, tie_word_embeddings=False, dtype="bfloat16")  # type: ignore[arg-type]
-    vocabulary, batch = batch_of(length, shape["vocab_size"])
-    with torch.device(device):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    student = Student(model, vocabulary, trainable="lora", lora_rank=RANK).to(device)
-    batch = batch.to(torch.device(device))
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-
-    def step() -> None:
-        teacher = student.teacher_hidden(batch.teacher_ids, batch.teacher_mask).flatten(0, 1)
-        hidden = student.student_hidden(batch.student_ids, batch.student_mask).flatten(0, 1)
-        loss, _ = distillation_loss(
-            teacher[batch.teacher_rows],
-            hidden[batch.student_rows],
-            student.heads,
-            batch.targets,
-            student.folding,
-            rows_per_chunk=1024,
+def compare(options: argparse.Namespace) -> None:
+    """Run contenders one after another."""
+    peak = matrix_speed(options.device)
+    figures: dict[str, dict[str, float]] = {}
+    for name in options.only:
+        reports = _reports(name, options)
+        if reports:
+            figures[name] = figures_of(reports, options.num_tokens * options.batch_size, peak)
+            line = "  ".join(f"{key} {value:,.4g}" for key, value in figures[name].items())
+            print(f"{name:22}{line}", flush=True)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    setting = {key: vars(options)[key] for key in ("shape", "num_tokens", "batch_size")}
+    print(
+        json.dumps(
+            {
+                "device": device,
+                **setting,
+                "matrix_tflop_per_second": round(peak / 1e12, 1),
+                "figures": {
+                    name: {key: float(f"{value:.4g}") for key, value in figure.items()}
+                    for name, figure in figures.items()
+                },
+            }
         )
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    )
 
-    with FlopCounter() as counter:
-        step()
-    step()
-    seconds = median(_seconds(step, device) for _ in range(NUM_STEPS))
-    peak = _matrix_speed(device)
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "tokens_per_second": length / seconds,
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
-        "gflop_per_token": counter.total / length / 1e9,
-        "matrix_tflop_per_second": peak / 1e12,
-        "mfu": counter.total / seconds / peak,
-        "limit_tokens_per_second": length * peak / counter.total,
+
+def take_steps(options: argparse.Namespace) -> None:
+    """Be one contender."""
+    reports = reports_alone()
+    torch.manual_seed(0)
+    backbone = SHAPES[options.shape]
+    vocabulary, aligned = random_trajectories(
+        options.num_tokens, backbone.vocabulary_size, options.batch_size
+    )
+
+    def load() -> Any:
+        with torch.device(options.device):
+            return random_model(backbone, torch.bfloat16)
+
+    CONTENDERS[options.contender](
+        Parts(
+            load=load,
+            tokenizer=options.tokenizer,
+            vocabulary=vocabulary,
+            pairs=[aligned],
+            meter=Meter(reports, 1, options.device),
+            device=options.device,
+            rows_per_chunk=options.rows_per_chunk,
+            backbone=backbone,
+        )
+    )
+
+
+def _reports(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what a contender says of each step; nothing where it does not get through one."""
+    command = [sys.executable, "-m", "tests.benchmarks.accelerator", f"--contender={name}"]
+    for key in ("shape", "device", "num_tokens", "batch_size", "rows_per_chunk", "tokenizer"):
+        command += [f"--{key}={vars(options)[key]}"]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        output, _ = process.communicate("step\n" * (options.num_steps + 1))
+        reports = [json.loads(line) for line in output.splitlines()]
+        if len(reports) <= options.num_steps:
+            errors.seek(0)
+            reason = [line for line in errors.read().splitlines() if line.strip()]
+            print(f"{name}: no figures ({reason[-1] if reason else process.returncode})")
+            return []
+    return reports
+
+
+def figures_of(reports: list[dict[str, Any]], num_tokens: int, peak: float) -> dict[str, float]:
+    """Return what is printed of one contender."""
+    first, *steps = reports
+    seconds = [report["seconds"] for report in steps]
+    flops, highest = first["flops"], max(report["peak"] for report in reports)
+    figures = {
+        "tokens_per_second": num_tokens / median(seconds),
+        "slowest_over_fastest": max(seconds) / min(seconds),
+        "peak_gb": highest / 1e9,
+        "gflop_per_token": flops / num_tokens / 1e9,
+        "share_of_peak": flops / median(seconds) / peak,
+        "utilisation": flops / median(seconds) / H200.flops,
     }
+    if "taken" in first:
+        figures["reserved_gb"] = max(report["reserved"] for report in reports) / 1e9
+        figures["taken_gb"] = max(report["taken"] for report in reports) / 1e9
+        if first["estimated"]:
+            figures["memory_ratio"] = first["estimated"]["peak"] / highest
+    if first["estimated"]:
+        figures["flops_ratio"] = first["estimated"]["flops"] / flops
+    return figures
 
 
-def _seconds(run: Any, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _matrix_speed(device: str, size: int = 8192) -> float:
+def matrix_speed(device: str) -> float:
     """Return the best of several measurements of a square product in bf16, in FLOP/s."""
-    size = size if device == "cuda" else 512
+    size = 8192 if device == "cuda" else 512
     matrix = torch.randn(size, size, dtype=torch.bfloat16, device=device)
-    return 2 * size**3 / min(_seconds(lambda: matrix @ matrix, device) for _ in range(20))
+    seconds = []
+    for _ in range(20):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        _ = matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()

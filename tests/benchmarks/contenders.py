@@ -7,7 +7,8 @@ expanded text on both sides, at once and on its own positions only; their loss i
 over the base vocabulary at action tokens.
 
 - lar_rows, lar_lora: ours, on the latent text and its expansion; lar_rows_cached, lar_lora_cached:
-  the teacher's hidden states come from disk, where the first round has left them.
+  the teacher's hidden states come from disk, where the first round has left them;
+  lar_lora_checkpointed: with activation checkpointing.
 - plain: teacher and student loaded, logits of all positions, fp32 softmax.
 - trl_gkd: TRL's GKDTrainer without generation (`lmbda` 0), otherwise as it ships.
 - trl: TRL's DistillationTrainer, fed with the stored completions where it would generate;
@@ -20,8 +21,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import CDLL
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -35,14 +38,20 @@ from typing_extensions import override
 
 from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.batches import DistillationBatch, collate
+from lar_lightning.estimates.backbones import Backbone
+from lar_lightning.estimates.memory import memory_of
+from lar_lightning.estimates.speed import flops_of
 from lar_lightning.loading import TrajectoryLoader
 from lar_lightning.module import LatentActionModule
+from lar_lightning.recomputation import recompute
 from lar_lightning.rollouts import trajectory_path
 from lar_lightning.runs import vocabulary_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import load_student
+from lar_lightning.sharding import decoder_layers
+from lar_lightning.student import Student
 from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.trajectories import read_trajectories
+from tests.measured_steps import workload_of
 
 RANK = 16
 for suffix in ("", "_backward"):  # torch counts attention on accelerators only
@@ -72,21 +81,32 @@ class FlopCounter(TorchDispatchMode):
 
 
 class Meter:
-    """Waits for a line on standard input before each step and reports on the step behind it."""
+    """Waits for a line on standard input before each step and reports on the step behind it.
 
-    def __init__(self, reports: Any, num_batches: int) -> None:
+    Memory is that of the process, or what PyTorch's allocator has handed out on a card.
+    """
+
+    def __init__(self, reports: Any, num_batches: int, device: str = "cpu") -> None:
         """Write reports to `reports`: trainers print what they like."""
         self.reports = reports
         self.num_batches = num_batches
         self.num_steps = 0
+        self.device = device
+        self.estimated: dict[str, float] = {}
+        """What was expected of a step, where it was."""
 
     def begin(self) -> None:
         """Wait, then start to measure."""
         if not sys.stdin.readline():
             sys.exit()
-        CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed is not this step's
-        Path("/proc/self/clear_refs").write_text("5")
-        self.before = _memory("VmRSS")
+        if self.device == "cpu":
+            CDLL("libc.so.6").malloc_trim(0)  # what earlier steps freed is not this step's
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _memory("VmRSS")
+        else:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
         # Counting slows a step: only the first round, which warms up, is counted.
         self.counter = FlopCounter() if self.num_steps < self.num_batches else None
         if self.counter:
@@ -95,6 +115,8 @@ class Meter:
 
     def end(self, loss: float | None) -> None:
         """Report on the step."""
+        if self.device != "cpu":
+            torch.cuda.synchronize()
         ends = time.perf_counter(), time.process_time()
         seconds, cpu_seconds = (end - start for end, start in zip(ends, self.start, strict=True))
         if self.counter:
@@ -103,12 +125,46 @@ class Meter:
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "before": self.before,
-            "peak": _memory("VmHWM"),
             "flops": self.counter and self.counter.total,
             "loss": loss,
+            "estimated": self.estimated,
+            **self._peaks(),
         }
         self.num_steps += 1
         print(json.dumps(report), file=self.reports, flush=True)
+
+    def _peaks(self) -> dict[str, int]:
+        """Return the most bytes in use during the step, and on a card those set aside for it."""
+        if self.device == "cpu":
+            return {"peak": _memory("VmHWM")}
+        free, total = torch.cuda.mem_get_info()
+        return {
+            "peak": torch.cuda.max_memory_allocated(),
+            "reserved": torch.cuda.max_memory_reserved(),
+            "taken": total - free,  # by the allocator, CUDA and its libraries
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What all contenders start from."""
+
+    load: Callable[[], Any]
+    """Loads the base model once more."""
+    tokenizer: Path
+    vocabulary: LatentVocabulary
+    pairs: Pairs
+    """By batch."""
+    meter: Meter
+    device: str
+    rows_per_chunk: int
+    backbone: Backbone | None = None
+    """For estimates."""
+
+    def batches(self) -> Iterator[DistillationBatch]:
+        """Go round and round the batches."""
+        device = torch.device(self.device)
+        return cycle([collate(batch).to(device) for batch in self.pairs])
 
 
 def _memory(name: str) -> int:
@@ -128,72 +184,79 @@ def pairs_of(run_dir: Path, batch_size: int, num_batches: int, is_grouped: bool)
 
 
 def lar(
-    trainable: Any,
-    model: Path,
-    run_dir: Path,
-    pairs: Pairs,
-    meter: Meter,
-    *,
-    is_cached: bool = False,
+    trainable: Any, parts: Parts, *, is_cached: bool = False, is_checkpointed: bool = False
 ) -> None:
     """Take our steps."""
-    vocabulary = LatentVocabulary.load(vocabulary_path(run_dir))
-    module = LatentActionModule(str(model), run_dir, trainable=trainable, lora_rank=RANK)
-    module.student = load_student(model, vocabulary, trainable=trainable, lora_rank=RANK)
     folder = tempfile.TemporaryDirectory()
+    module = LatentActionModule("", folder.name, rows_per_chunk=parts.rows_per_chunk)
+    module.student = Student(
+        parts.load(), parts.vocabulary, trainable=trainable, lora_rank=RANK
+    ).to(parts.device)
+    if is_checkpointed:
+        recompute(decoder_layers(module.student.model))
     if is_cached:
         module.teacher_cache = TeacherCache(Path(folder.name), {})
-    batches = cycle([collate(batch) for batch in pairs])
-    _loop(module, lambda: module.compare(next(batches), module.distillation)[0], meter)
+    batches = parts.batches()
+    if parts.backbone is not None:
+        work = workload_of(
+            module.student,
+            next(batches),
+            trainable=trainable,
+            rows_per_chunk=parts.rows_per_chunk,
+            lora_rank=RANK,
+            is_checkpointed=is_checkpointed,
+        )
+        memory, flops = memory_of(parts.backbone, work), flops_of(parts.backbone, work)
+        parts.meter.estimated = {"peak": memory.peak, "flops": flops}
+        batches = parts.batches()
+    _loop(module, lambda: module.compare(next(batches), module.distillation)[0], parts.meter)
 
 
-def plain(model: Path, run_dir: Path, pairs: Pairs, meter: Meter) -> None:
+def plain(parts: Parts) -> None:
     """Take the steps of a loop as one would write it."""
-    teacher, student = _loaded(model), _with_adapters(_loaded(model))
-    batches = cycle([collate(batch) for batch in pairs])
+    teacher, student = parts.load(), _with_adapters(parts.load())
+    batches = parts.batches()
 
     def loss() -> Tensor:
         batch = next(batches)
         inputs = {"input_ids": batch.teacher_ids, "attention_mask": batch.teacher_mask}
         with torch.no_grad():
             wanted = teacher(**inputs).logits.float().log_softmax(-1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(parts.device, dtype=torch.bfloat16):
             logits = student(**inputs).logits
         nats = functional.kl_div(
             logits.float().log_softmax(-1), wanted, reduction="none", log_target=True
         ).sum(-1)
         return nats[_is_action(batch)].mean()
 
-    _loop(student, loss, meter)
+    _loop(student, loss, parts.meter)
 
 
-def trl_gkd(model: Path, run_dir: Path, pairs: Pairs, meter: Meter) -> None:
+def trl_gkd(parts: Parts) -> None:
     """Take the steps of TRL's GKDTrainer."""
     from trl.experimental.gkd import (  # pyright: ignore[reportMissingImports]
         GKDConfig,
         GKDTrainer,
     )
 
-    inputs = cycle([_labelled(collate(batch)) for batch in pairs])
+    inputs = map(_labelled, parts.batches())
     options = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0}
     trainer = GKDTrainer(
-        args=GKDConfig(**_trl_options(len(pairs[0])), **options),
-        data_collator=lambda _: dict(next(inputs)),
-        **_trl_parts(model, meter),
+        args=GKDConfig(**_trl_options(parts), **options),
+        data_collator=lambda _: next(inputs),
+        **_trl_parts(parts),
     )
     trainer.train()
 
 
-def trl(
-    model: Path, run_dir: Path, pairs: Pairs, meter: Meter, *, is_checkpointed: bool = True
-) -> None:
+def trl(parts: Parts, *, is_checkpointed: bool = True) -> None:
     """Take the steps of TRL's DistillationTrainer."""
     from trl import (  # pyright: ignore[reportMissingImports]
         DistillationConfig,
         DistillationTrainer,
     )
 
-    batches = cycle([_completions(batch) for batch in pairs])
+    batches = cycle([_completions(batch, parts.device) for batch in parts.pairs])
 
     class Fed(DistillationTrainer):
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
@@ -201,8 +264,8 @@ def trl(
 
     options = {"beta": 0.0, "temperature": 1.0, "gradient_checkpointing": is_checkpointed}
     trainer = Fed(
-        args=DistillationConfig(**_trl_options(len(pairs[0])), **options),
-        **_trl_parts(model, meter),
+        args=DistillationConfig(**_trl_options(parts), **options),
+        **_trl_parts(parts),
     )
     trainer.train()
 
@@ -220,10 +283,11 @@ def _loop(module: nn.Module, loss_of: Callable[[], Tensor], meter: Meter) -> Non
         meter.end(float(loss.detach()))
 
 
-def _loaded(model: Path) -> Any:
+def loader_of(checkpoint: Path) -> Callable[[], Any]:
+    """Return what loads a checkpoint in bf16."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    return lambda: AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
 
 
 def _adapters() -> Any:
@@ -246,10 +310,10 @@ def _with_adapters(model: Any) -> Any:
 
 def _is_action(batch: DistillationBatch) -> Tensor:
     """Tell for each position whether its row predicts an action token."""
-    first = torch.full((len(batch.teacher_ids),), batch.teacher_ids.shape[1])
-    length = batch.teacher_ids.shape[1]
+    length, device = batch.teacher_ids.shape[1], batch.teacher_ids.device
+    first = torch.full((len(batch.teacher_ids),), length, device=device)
     first.scatter_reduce_(0, batch.teacher_rows // length, batch.teacher_rows % length, "amin")
-    place = torch.arange(length)
+    place = torch.arange(length, device=device)
     return (place >= first[:, None]) & (place < batch.teacher_mask.sum(1, keepdim=True) - 1)
 
 
@@ -260,7 +324,7 @@ def _labelled(batch: DistillationBatch) -> dict[str, Tensor]:
     return {"input_ids": batch.teacher_ids, "attention_mask": batch.teacher_mask, "labels": labels}
 
 
-def _completions(batch: Sequence[AlignedTrajectory]) -> dict[str, Tensor]:
+def _completions(batch: Sequence[AlignedTrajectory], device: str) -> dict[str, Tensor]:
     """Return prompts padded on the left and completions padded on the right."""
     firsts = [int(item.teacher_rows.min()) + 1 for item in batch]
     lefts = [item.teacher_ids[:first] for item, first in zip(batch, firsts, strict=True)]
@@ -275,16 +339,16 @@ def _completions(batch: Sequence[AlignedTrajectory]) -> dict[str, Tensor]:
             padded[f"{name}_ids"][row, place] = torch.from_numpy(part)
             padded[f"{name}_mask"][row, place] = 1
     padded["num_items_in_batch"] = padded["completion_mask"].sum().float()
-    return padded
+    return {key: value.to(device) for key, value in padded.items()}
 
 
-def _trl_options(batch_size: int) -> dict[str, Any]:
+def _trl_options(parts: Parts) -> dict[str, Any]:
     return {
         "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": batch_size,
+        "per_device_train_batch_size": len(parts.pairs[0]),
         "max_steps": 1_000_000,
         "learning_rate": 1e-5,
-        "use_cpu": True,
+        "use_cpu": parts.device == "cpu",
         "bf16": True,
         "report_to": "none",
         "save_strategy": "no",
@@ -295,36 +359,37 @@ def _trl_options(batch_size: int) -> dict[str, Any]:
     }
 
 
-def _trl_parts(model: Path, meter: Meter) -> dict[str, Any]:
+def _trl_parts(parts: Parts) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
     class Steps(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            meter.begin()
+            parts.meter.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.end(None)  # the trainer keeps its loss to itself
+            parts.meter.end(None)  # the trainer keeps its loss to itself
 
     return {
-        "model": _loaded(model),
-        "teacher_model": _loaded(model),
+        "model": parts.load(),
+        "teacher_model": parts.load(),
         "train_dataset": Dataset.from_dict({"prompt": ["a"] * 1024}),
-        "processing_class": AutoTokenizer.from_pretrained(model),
+        "processing_class": AutoTokenizer.from_pretrained(parts.tokenizer),
         "peft_config": _adapters(),
         "callbacks": [Steps()],
     }
 
 
-CONTENDERS: dict[str, Callable[[Path, Path, Pairs, Meter], None]] = {
-    "lar_rows": lambda *parts: lar("rows", *parts),
-    "lar_lora": lambda *parts: lar("lora", *parts),
-    "lar_rows_cached": lambda *parts: lar("rows", *parts, is_cached=True),
-    "lar_lora_cached": lambda *parts: lar("lora", *parts, is_cached=True),
+CONTENDERS: dict[str, Callable[[Parts], None]] = {
+    "lar_rows": partial(lar, "rows"),
+    "lar_lora": partial(lar, "lora"),
+    "lar_rows_cached": partial(lar, "rows", is_cached=True),
+    "lar_lora_cached": partial(lar, "lora", is_cached=True),
+    "lar_lora_checkpointed": partial(lar, "lora", is_checkpointed=True),
     "plain": plain,
     "trl_gkd": trl_gkd,
     "trl": trl,
-    "trl_plain": lambda *parts: trl(*parts, is_checkpointed=False),
+    "trl_plain": partial(trl, is_checkpointed=False),
 }
 
 
@@ -338,13 +403,28 @@ def main() -> None:
     parser.add_argument("num_batches", type=int)
     parser.add_argument("is_grouped", type=int)
     options = parser.parse_args()
-    reports = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    reports = reports_alone()
     torch.manual_seed(0)
     pairs = pairs_of(
         options.run_dir, options.batch_size, options.num_batches, bool(options.is_grouped)
     )
-    CONTENDERS[options.name](options.model, options.run_dir, pairs, Meter(reports, len(pairs)))
+    parts = Parts(
+        load=loader_of(options.model),
+        tokenizer=options.model,
+        vocabulary=LatentVocabulary.load(vocabulary_path(options.run_dir)),
+        pairs=pairs,
+        meter=Meter(reports, len(pairs)),
+        device="cpu",
+        rows_per_chunk=64,
+    )
+    CONTENDERS[options.name](parts)
+
+
+def reports_alone() -> Any:
+    """Return standard output for reports; what trainers print goes to standard error."""
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return reports
 
 
 if __name__ == "__main__":

