@@ -32,7 +32,11 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """Shares of what the hardware could do at best that a step is taken to reach; not measured."""
+    """Shares of what the hardware could do at best that a step is taken to reach.
+
+    One H200 reached 0.33 to 0.55 of its products with a model of 8B (README); bandwidths have not
+    been measured.
+    """
 
     utilisation: float = 0.4
     """Of the speed of matrix products."""
@@ -143,7 +147,7 @@ def _basis(work: Workload, machine: Machine, assumptions: Assumptions) -> str:
         f"{work.batch_size} x {work.num_tokens:,} tokens a device "
         f"({work.num_prompt_tokens:,} of prompt), {work.num_units:,} units, "
         f"{work.num_rows:,} rows in chunks of {work.rows_per_chunk:,}; activation checkpointing "
-        f"{'on' if work.is_checkpointed else 'off'}; sharded over all devices (FSDP2). Speed: not "
-        f"measured, at {assumptions.utilisation:.0%} of {machine.flops / 1e12:,.0f} TFLOP/s and "
+        f"{'on' if work.is_checkpointed else 'off'}; sharded over all devices (FSDP2). Speed: "
+        f"assumed, at {assumptions.utilisation:.0%} of {machine.flops / 1e12:,.0f} TFLOP/s and "
         f"{assumptions.bandwidth_share:.0%} of bandwidth."
     )
