@@ -65,7 +65,7 @@ class LatentActionModule(L.LightningModule):
         warmup_share: float = 0.05,
         distillation: DistillationSettings = DistillationSettings(),
         on_policy: OnPolicySettings = OnPolicySettings(),
-        rows_per_chunk: int = 64,
+        rows_per_chunk: int | None = None,
         teacher_cache: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
@@ -88,7 +88,8 @@ class LatentActionModule(L.LightningModule):
                 a cosine.
             distillation: What the student is trained towards.
             on_policy: The stage in which it learns from what it writes itself.
-            rows_per_chunk: Rows projected to the vocabulary at a time.
+            rows_per_chunk: Rows projected to the vocabulary at a time. None: 64 on a CPU, whose
+                cache is small, and 1024 on a card, which launches each chunk anew.
             teacher_cache: Keep the teacher's hidden states in `run_dir`, so that each trajectory is
                 read by it once.
             activation_checkpointing: Keep the input of each decoder layer alone, and compute the
@@ -102,6 +103,8 @@ class LatentActionModule(L.LightningModule):
         }.items():
             if not value > 0:
                 raise SettingError(f"`model.{name}` must be above 0, got {value}.")
+        if rows_per_chunk is not None and rows_per_chunk < 1:
+            raise SettingError(f"`model.rows_per_chunk` must be at least 1, got {rows_per_chunk}.")
         if not weight_decay >= 0:
             raise SettingError(f"`model.weight_decay` must be at least 0, got {weight_decay}.")
         if not 0 <= warmup_share < 1:
@@ -127,7 +130,7 @@ class LatentActionModule(L.LightningModule):
         self.on_policy = on_policy
         self.base_model = base_model
         self.run_dir = Path(run_dir)
-        self.rows_per_chunk = rows_per_chunk
+        self.chosen_rows_per_chunk = rows_per_chunk
         self.is_teacher_cached = teacher_cache
         self.is_recomputed = activation_checkpointing
         self.teacher_cache: TeacherCache | None = None
@@ -135,6 +138,11 @@ class LatentActionModule(L.LightningModule):
         self.identity: dict[str, str] = {}
         self.last_terms = None
         self.num_cycles = 1  # of the learning rate and of the on-policy stage
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Rows projected to the vocabulary at a time, on the device that trains."""
+        return self.chosen_rows_per_chunk or (64 if self.device.type == "cpu" else 1024)
 
     @override
     def configure_model(self) -> None:

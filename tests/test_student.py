@@ -256,6 +256,27 @@ def test_weight_decay_and_rates_reach_their_own_parameters() -> None:
         assert len(vectors) == (trainable == "full")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "rule"),
+    [
+        ("rows_per_chunk", 0, "at least 1"),
+        ("weight_decay", -1.0, "at least 0"),
+        ("warmup_share", 1.0, "0..1 without 1"),
+        ("learning_rate", 0.0, "above 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(option: str, value: float, rule: str) -> None:
+    with pytest.raises(SettingError, match=f"`model.{option}` must .*{rule}.*, got {value}"):
+        LatentActionModule("unused", Path("unused"), **{option: value})
+
+
+def test_chunks_of_rows_suit_the_device_unless_they_are_chosen() -> None:
+    module = LatentActionModule("unused", Path("unused"))
+    assert module.rows_per_chunk == 64
+    assert module.to("meta").rows_per_chunk == 1024
+    assert LatentActionModule("unused", Path("unused"), rows_per_chunk=7).rows_per_chunk == 7
+
+
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_loading_in_bfloat16_leaves_the_rotary_frequencies_alone(
     trainable: Any, tiny_checkpoint: Path, tiny_tokenizer: Any
