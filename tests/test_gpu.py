@@ -198,5 +198,7 @@ def test_the_engine_of_transformers_reports_the_entropies_that_the_scorer_finds(
     with torch.inference_mode():
         scored = entropies_of(load_scorer(tiny_checkpoint), played)
     for number, (found, prompt) in enumerate(zip(scored, prompts, strict=True)):
+        reported = written[number].entropies
+        assert reported is not None
         # In bf16, with and without keys and values from before.
-        np.testing.assert_allclose(found[len(prompt) :], written[number].entropies, atol=0.03)
+        np.testing.assert_allclose(found[len(prompt) :], reported, atol=0.03)

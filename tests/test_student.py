@@ -265,7 +265,7 @@ def test_weight_decay_and_rates_reach_their_own_parameters() -> None:
         ("learning_rate", 0.0, "above 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(option: str, value: float, rule: str) -> None:
+def test_settings_that_cannot_be_are_refused(option: str, value: Any, rule: str) -> None:
     with pytest.raises(SettingError, match=f"`model.{option}` must .*{rule}.*, got {value}"):
         LatentActionModule("unused", Path("unused"), **{option: value})
 

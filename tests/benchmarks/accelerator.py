@@ -108,7 +108,7 @@ def take_steps(options: argparse.Namespace) -> None:
     CONTENDERS[options.contender](
         Parts(
             load=load,
-            tokenizer=options.tokenizer,
+            tokenizer=Path(options.tokenizer),
             vocabulary=vocabulary,
             pairs=[aligned],
             meter=Meter(reports, 1, options.device),

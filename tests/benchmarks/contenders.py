@@ -188,7 +188,7 @@ def lar(
 ) -> None:
     """Take our steps."""
     folder = tempfile.TemporaryDirectory()
-    module = LatentActionModule("", folder.name, rows_per_chunk=parts.rows_per_chunk)
+    module = LatentActionModule("", Path(folder.name), rows_per_chunk=parts.rows_per_chunk)
     module.student = Student(
         parts.load(), parts.vocabulary, trainable=trainable, lora_rank=RANK
     ).to(parts.device)
