@@ -5,6 +5,7 @@ Light to import, so that `--help` is instant.
 
 import re
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -206,8 +207,9 @@ class MiningSettings:
 
     max_latents: int = 64
     """Budget K. 0 is the control: the same training without latents."""
-    min_support: int = 8
-    """Fewest distinct tasks in which a segment occurs."""
+    min_support: int | float = 8
+    """Fewest distinct tasks in which a segment occurs: a number, or below 1 a share of the tasks
+    that are mined."""
     max_length: int = 16
     """Longest segment, in base tokens."""
     max_entropy: float = 2.0
@@ -242,7 +244,12 @@ class MiningSettings:
     vocabulary for several benchmarks."""
 
     def __post_init__(self) -> None:
-        rules = {"max_latents": 0, "min_support": 1, "max_length": 2, "min_slot_values": 2}
+        if not self.min_support > 0 or (self.min_support > 1 and self.min_support % 1):
+            raise SettingError(
+                "`mining.min_support` must be a share between 0 and 1 or a whole number of tasks, "
+                f"got {self.min_support}."
+            )
+        rules = {"max_latents": 0, "max_length": 2, "min_slot_values": 2}
         for name, least in rules.items():
             if getattr(self, name) < least:
                 raise SettingError(
@@ -277,6 +284,11 @@ class MiningSettings:
                     f"`mining.parameter_patterns` must be regular expressions, got {pattern!r} "
                     f"({error})."
                 ) from error
+
+    def least_support(self, num_tasks: int) -> int:
+        """Return the fewest of so many tasks in which a segment occurs."""
+        share = self.min_support
+        return max(ceil(share * num_tasks), 1) if share < 1 else int(share)
 
 
 @dataclass(frozen=True, kw_only=True)

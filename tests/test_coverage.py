@@ -241,7 +241,7 @@ def test_reports_hold_what_was_mined_and_every_text(
         assert told["saved"] == told["count"] * (told["num_tokens"] - 1)
     limits = [point["limit"] for point in description["by_entropy"]]
     assert limits == list(ENTROPY_LIMITS)
-    assert search_limits(LOOSE).max_segments == LOOSE.max_latents
+    assert search_limits(LOOSE, num_tasks=8).max_segments == LOOSE.max_latents
 
     write_reports(tmp_path, description, title="<tiny>")
     kept = json.loads((tmp_path / JSON_NAME).read_text(encoding="utf-8"))

@@ -57,6 +57,12 @@ def explained(
             {},
             r"fewer tasks than `min_support` \(4\)",
         ),
+        (
+            " return letter",
+            [f"{name} return letter {name}" for name in NAMES[:3]] + [""] * 5,
+            {"min_support": 0.4},
+            r"fewer tasks than `min_support` \(0\.4 of 8, 4\)",
+        ),
         (PHRASE, [""] * 8, {"max_length": 4}, r"longer than `max_length` \(4 tokens\)"),
         (" total 10", ["total total 10 letter"] * 8, {}, "it contains a digit, a special token"),
         (
@@ -106,6 +112,7 @@ def explained(
         "a latent",
         "one token",
         "rare",
+        "rare by share",
         "long",
         "digit",
         "pattern",

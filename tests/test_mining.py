@@ -57,6 +57,19 @@ def test_mined_latents_shorten_their_corpus_and_lose_nothing(
         assert latent.realizations == ()
 
 
+def test_support_as_a_share_finds_what_that_many_tasks_find(
+    make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
+) -> None:
+    trajectories = loops(make_trajectory)
+    num_tasks = mine(trajectories, tiny_tokenizer, LOOSE).corpus.num_tasks
+    found = {}
+    for support in (num_tasks // 2, 0.5, 1):
+        settings = replace(LOOSE, min_support=support)
+        found[support] = mine(trajectories, tiny_tokenizer, settings).vocabulary.segments
+    assert num_tasks % 2 == 0
+    assert found[0.5] == found[num_tasks // 2] != found[1]
+
+
 def test_support_and_occurrences_are_those_beside_the_others(
     make_trajectory: "Make", tiny_tokenizer: "PreTrainedTokenizerFast"
 ) -> None:

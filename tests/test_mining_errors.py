@@ -70,7 +70,7 @@ def test_one_enormous_trajectory_is_one_witness(
     ("name", "values"),
     [
         ("max_latents", [-1]),
-        ("min_support", [0]),
+        ("min_support", [0, -1, 1.5, float("nan")]),
         ("max_length", [1]),
         ("min_slot_values", [1]),
         ("max_entropy", [0.0, -1.0, float("nan")]),
@@ -98,3 +98,9 @@ def test_broken_patterns_are_named() -> None:
 def test_prompt_tokens_are_worth_less_than_generated_ones() -> None:
     with pytest.raises(SettingError, match=r"`mining.scaffold_weight` must be below 1"):
         MiningSettings(scaffold_weight=1.0)
+
+
+def test_support_is_a_number_of_tasks_or_a_share_of_them() -> None:
+    assert [MiningSettings(min_support=8).least_support(n) for n in (4, 400)] == [8, 8]
+    assert [MiningSettings(min_support=0.16).least_support(n) for n in (4, 120, 400)] == [1, 20, 64]
+    assert MiningSettings(min_support=1).least_support(50) == 1

@@ -55,8 +55,10 @@ def explain(
     tasks = np.unique(corpus.tasks[places])
     lines.append(f"it stands in {len(places)} places of {len(tasks)} tasks")
     reasons: list[str] = []
-    if len(tasks) < settings.min_support:
-        reasons.append(f"fewer tasks than `min_support` ({settings.min_support})")
+    least = settings.least_support(corpus.num_tasks)
+    if len(tasks) < least:
+        told = f" of {corpus.num_tasks}, {least}" if settings.min_support < 1 else ""
+        reasons.append(f"fewer tasks than `min_support` ({settings.min_support}{told})")
     if len(segment) > settings.max_length:
         reasons.append(f"longer than `max_length` ({settings.max_length} tokens)")
     inside = places[:, None] + np.arange(len(segment))

@@ -77,7 +77,7 @@ def mine(
     corpus, parameters = marked_corpus(chosen, tokenizer, settings)
     texts = texts_of(trajectories, tokenizer)
     stability = Stability(tokenizer, texts, settings.max_misaligned_share)
-    limits = search_limits(settings)
+    limits = search_limits(settings, corpus.num_tasks)
     segments: list[Segment] = []
     while True:
         segments = find_segments(
@@ -145,14 +145,15 @@ def marked_corpus(
     )
 
 
-def search_limits(settings: MiningSettings) -> SearchLimits:
-    """Return the limits of the search that settings ask for."""
+def search_limits(settings: MiningSettings, num_tasks: int) -> SearchLimits:
+    """Return the limits of the search that settings ask for among so many tasks."""
+    support = settings.least_support(num_tasks)
     return SearchLimits(
         max_segments=settings.max_latents,
-        min_support=settings.min_support,
+        min_support=support,
         max_length=settings.max_length,
         min_certain_share=settings.min_certain_share,
-        min_used_support=settings.min_support,
+        min_used_support=support,
     )
 
 

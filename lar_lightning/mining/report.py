@@ -110,7 +110,7 @@ def describe(
             for point in saving_by_entropy(
                 corpus,
                 held_out_corpus,
-                search_limits(settings),
+                search_limits(settings, corpus.num_tasks),
                 base_size=vocabulary.base_size,
                 is_admissible=mined.stability.admits,
             )

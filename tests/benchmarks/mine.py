@@ -186,7 +186,10 @@ def compare(
         free = find_segments(corpus, limits, base_size=base_size)
         safe, shipped = (
             find_segments(executable, each, base_size=base_size, is_admissible=stability.admits)
-            for each in (limits, replace(search_limits(settings), max_segments=budget))
+            for each in (
+                limits,
+                replace(search_limits(settings, executable.num_tasks), max_segments=budget),
+            )
         )
         automaton = build_automaton(free, base_size)
         units = num_units(free, held_out, base_size)
@@ -230,7 +233,7 @@ def measure_speed(
     settings = MiningSettings(max_latents=256)
     mine(trajectories[:2000], tokenizer, settings)  # compiles
     corpus = corpus_of(trajectories)
-    limits = search_limits(settings)
+    limits = search_limits(settings, corpus.num_tasks)
     start = time.perf_counter()
     find_segments(corpus, limits, base_size=len(tokenizer))
     searching = time.perf_counter() - start
