@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lar_lightning.artefacts import differences
 from lar_lightning.errors import SettingError
 
 LAST = "last.ckpt"
@@ -235,3 +236,31 @@ class _Shards:
             parts.append(stored[low - start : high - start])
             start = end
         return torch.cat(parts)
+
+
+def check_checkpoint(
+    checkpoint: dict[str, Any], identity: dict[str, str], settings: dict[str, Any]
+) -> None:
+    """Refuse a checkpoint of another base model, vocabulary or setting.
+
+    Raises:
+        SettingError: naming what differs.
+    """
+    stored = checkpoint.get("latent_actions")
+    if stored is None:
+        raise SettingError(
+            "`ckpt_path` must be a checkpoint of this trainer, got one without latent actions."
+        )
+    changed = differences(stored["identity"], identity)
+    if changed:
+        raise SettingError(
+            "the checkpoint must belong to this base model and latent vocabulary, got one of "
+            f"others ({changed}). "
+            "Restore them, or choose another `run_dir`."
+        )
+    changed = differences(stored["settings"], settings)
+    if changed:
+        raise SettingError(
+            f"a run must go on with the settings that it began with, got others ({changed}). "
+            "Choose another `run_dir`, or remove the run's checkpoints to train anew."
+        )

@@ -21,12 +21,11 @@ from torch import nn
 
 from lar_lightning.artefacts import replacing_folder, write_json, write_text
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.checkpoints import modified, newest_whole, read_checkpoint
+from lar_lightning.checkpoints import check_checkpoint, modified, newest_whole, read_checkpoint
 from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
 from lar_lightning.export_checks import check_export, probes_of, reference_of
 from lar_lightning.model_card import model_card
-from lar_lightning.module import check_checkpoint
 from lar_lightning.runs import (
     base_checkpoint,
     checkpoint_path,

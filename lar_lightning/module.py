@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from lar_lightning.artefacts import differences
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.batches import DistillationBatch
+from lar_lightning.checkpoints import check_checkpoint
 from lar_lightning.embeddings import Initialization
 from lar_lightning.errors import SettingError
 from lar_lightning.grounding import grounding_loss
@@ -28,6 +28,7 @@ from lar_lightning.processes import first_fault, share_progress
 from lar_lightning.recomputation import recompute
 from lar_lightning.residues import residues
 from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
+from lar_lightning.schedules import warmup_cosine
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
 from lar_lightning.sharding import decoder_layers, load_sharded_student
@@ -481,40 +482,3 @@ class LatentActionModule(L.LightningModule):
             nested = settings.pop(group)
             settings |= {f"{group}.{name}": value for name, value in nested.items()}
         return settings
-
-
-def check_checkpoint(
-    checkpoint: dict[str, Any], identity: dict[str, str], settings: dict[str, Any]
-) -> None:
-    """Refuse a checkpoint of another base model, vocabulary or setting.
-
-    Raises:
-        SettingError: naming what differs.
-    """
-    stored = checkpoint.get("latent_actions")
-    if stored is None:
-        raise SettingError(
-            "`ckpt_path` must be a checkpoint of this trainer, got one without latent actions."
-        )
-    changed = differences(stored["identity"], identity)
-    if changed:
-        raise SettingError(
-            "the checkpoint must belong to this base model and latent vocabulary, got one of "
-            f"others ({changed}). "
-            "Restore them, or choose another `run_dir`."
-        )
-    changed = differences(stored["settings"], settings)
-    if changed:
-        raise SettingError(
-            f"a run must go on with the settings that it began with, got others ({changed}). "
-            "Choose another `run_dir`, or remove the run's checkpoints to train anew."
-        )
-
-
-def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
-    """Return the factor on the learning rate: a linear rise, then a cosine down to a tenth."""
-    num_warmup = max(round(num_steps * warmup_share), 1)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
-    return 0.1 + 0.45 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))

@@ -1,0 +1,12 @@
+"""Learning rates over a run."""
+
+from math import cos, pi
+
+
+def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
+    """Return the factor on the learning rate: a linear rise, then a cosine down to a tenth."""
+    num_warmup = max(round(num_steps * warmup_share), 1)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
+    return 0.1 + 0.45 * (1.0 + cos(progress * pi))
