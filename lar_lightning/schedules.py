@@ -1,6 +1,6 @@
 """Learning rates over a run."""
 
-from math import cos, pi
+import torch
 
 
 def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
@@ -9,4 +9,5 @@ def warmup_cosine(step: int, num_steps: int, warmup_share: float) -> float:
     if step < num_warmup:
         return (step + 1) / num_warmup
     progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
-    return 0.1 + 0.45 * (1.0 + cos(progress * pi))
+    # In single precision: a run that goes on must go on to the last bit as it began.
+    return 0.1 + 0.45 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))
