@@ -29,7 +29,7 @@ FIND_LINKS = $(or $(UV_FIND_LINKS),$(subst $(space),$(comma),$(strip $(PIP_FIND_
 .PHONY: help install quickstart test test-faults test-slurm lint bench bench-mine bench-train bench-accelerator bench-ablations bench-estimates bench-reencoding bench-serve bench-collapse bench-abstraction lock clean-venv FORCE
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s%s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## make .venv for this machine: vLLM where it runs, else the Transformers engine
 	@$(if $(NEW),,echo "reused .venv (made for $$(cat $(INSTALLED))); 'make clean-venv' removes it")

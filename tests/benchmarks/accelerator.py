@@ -19,7 +19,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 
 from lar_lightning.estimates.backbones import PRESETS, Backbone
 from lar_lightning.estimates.machines import H200
+from lar_lightning.metrics.operations import measured_peak
 from tests.benchmarks.contenders import CONTENDERS, Meter, Parts, reports_alone
 from tests.measured_steps import random_model, random_trajectories
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Run contenders one after another."""
-    peak = matrix_speed(options.device)
+    peak = measured_peak(torch.device(options.device), torch.bfloat16)
     figures: dict[str, dict[str, float]] = {}
     for name in options.only:
         reports = _reports(name, options)
@@ -162,22 +162,6 @@ def figures_of(reports: list[dict[str, Any]], num_tokens: int, peak: float) -> d
     if first["estimated"]:
         figures["flops_ratio"] = first["estimated"]["flops"] / flops
     return figures
-
-
-def matrix_speed(device: str) -> float:
-    """Return the best of several measurements of a square product in bf16, in FLOP/s."""
-    size = 8192 if device == "cuda" else 512
-    matrix = torch.randn(size, size, dtype=torch.bfloat16, device=device)
-    seconds = []
-    for _ in range(20):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        _ = matrix @ matrix
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
 
 
 if __name__ == "__main__":
