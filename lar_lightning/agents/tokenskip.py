@@ -10,7 +10,7 @@ At inference the limit in tokens is that of all methods. The published script mu
 ratio, which cuts long answers and flatters the savings.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from lar_lightning.agents.agent import Session, TurnAgent
@@ -27,7 +27,7 @@ REPORT_FILE = "tokenskip.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSkip(TurnAgent):
+class TokenSkip(TurnAgent, SupervisedSettings):
     """A model that was taught to skip words of its thoughts."""
 
     name: ClassVar[str] = "tokenskip"
@@ -56,19 +56,6 @@ class TokenSkip(TurnAgent):
     """Most tasks that are collected on, and most turns that are trained on."""
     max_thought_tokens: int = 500
     """Turns with a longer thought are not trained on."""
-    lora_rank: int = 8
-    lora_alpha: float = 16
-    learning_rate: float = 5e-5
-    warmup_share: float = 0.1
-    num_epochs: int = 3
-    batch_size: int = 8
-    max_length: int = 2048
-    """Longest sample in tokens, conversation included; longer ones are left out."""
-    validation_share: float = 0.1
-    seed: int = 42
-    """Of the ratios, the split and the order of training."""
-    tokens_per_batch: int = 8192
-    """Most positions that training reads together; decides memory, not the result."""
 
     def __post_init__(self) -> None:
         for ratio in (self.ratio, *self.ratios):
@@ -84,7 +71,7 @@ class TokenSkip(TurnAgent):
                 raise SettingError(
                     f"`methods.tokenskip.{name}` must be at least 1, got {getattr(self, name)}."
                 )
-        SupervisedSettings(**{name: getattr(self, name) for name in _SUPERVISED})
+        SupervisedSettings.__post_init__(self)
 
     @property
     def learns(self) -> bool:
@@ -105,7 +92,7 @@ class TokenSkip(TurnAgent):
             found = make_samples(self, workshop, signature)
         samples, report = found
         settings = SupervisedSettings(
-            **{name: getattr(self, name) for name in _SUPERVISED}
+            **{field.name: getattr(self, field.name) for field in fields(SupervisedSettings)}
             | {"seed": self.seed + workshop.seed}
         )
         workshop.free()
@@ -129,17 +116,3 @@ def with_ratio(
     suffix = f"{delimiter}{ratio:g}{delimiter}"
     told = {**messages[last], "content": messages[last]["content"] + suffix}
     return [*messages[:last], told, *messages[last + 1 :]]
-
-
-_SUPERVISED = (
-    "lora_rank",
-    "lora_alpha",
-    "learning_rate",
-    "warmup_share",
-    "num_epochs",
-    "batch_size",
-    "max_length",
-    "validation_share",
-    "seed",
-    "tokens_per_batch",
-)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lar_lightning.agents.cot import CoT
 from lar_lightning.agents.episode import Episode
 from lar_lightning.agents.pruning.actions import PrunedAction, pruned_actions
 from lar_lightning.agents.supervised.samples import Sample
+from lar_lightning.agents.supervised.trainer import SupervisedSettings
 from lar_lightning.agents.tokenskip import TokenSkip, with_ratio
 from lar_lightning.agents.workshop import Workshop
 from lar_lightning.artefacts import write_text
@@ -24,18 +26,7 @@ LEAST_SAMPLES = 8
 """Fewest that are trained on: fewer would teach nothing."""
 SAMPLES_FILE = "pruned.jsonl"
 """First line: what it was made from, and counts; then a sample a line."""
-_DECIDE_NOTHING = (
-    "ratio",
-    "lora_rank",
-    "lora_alpha",
-    "learning_rate",
-    "warmup_share",
-    "num_epochs",
-    "batch_size",
-    "max_length",
-    "validation_share",
-    "tokens_per_batch",
-)
+_DECIDE_NOTHING = {"ratio", *(field.name for field in fields(SupervisedSettings))} - {"seed"}
 """Settings that the samples do not depend on."""
 
 Made = tuple[list[Sample], dict[str, Any]]

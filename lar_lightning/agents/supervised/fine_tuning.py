@@ -9,7 +9,7 @@ interrupted training goes on from where it last saved, with the same result.
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -132,5 +132,6 @@ def _free_memory() -> None:
 def _signature(
     base: Path, tokenizer: str, samples: Sequence[EncodedSample], settings: SupervisedSettings
 ) -> str:
-    content = [model_fingerprint(base), tokenizer, asdict(settings), [asdict(s) for s in samples]]
+    decisive = asdict(replace(settings, tokens_per_batch=None))  # a step that did not fit goes on
+    content = [model_fingerprint(base), tokenizer, decisive, [asdict(s) for s in samples]]
     return sha256(json.dumps(content).encode()).hexdigest()[:16]
