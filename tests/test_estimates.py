@@ -16,7 +16,7 @@ from lar_lightning.estimates.memory import memory_of
 from lar_lightning.estimates.speed import flops_of, speed_of
 from lar_lightning.estimates.table import fits, ways_out
 from lar_lightning.estimates.workload import Workload
-from tests.benchmarks.contenders import FlopCounter
+from tests.benchmarks.meter import FlopCounter
 from tests.measured_steps import SmallStep, measured_bytes
 
 SMALL = Backbone(

@@ -211,7 +211,7 @@ def test_operations_are_those_that_pytorch_counts(
     from lar_lightning.batches import collate
     from lar_lightning.losses import distillation_loss
     from lar_lightning.student import load_student
-    from tests.benchmarks.contenders import FlopCounter
+    from tests.benchmarks.meter import FlopCounter
 
     vocabulary = LatentVocabulary.load(trained)
     trajectory = read_trajectories(trained / "trajectories" / "train.jsonl")[0]

@@ -28,7 +28,8 @@ import torch
 from lar_lightning.estimates.backbones import PRESETS, Backbone
 from lar_lightning.estimates.machines import H200
 from lar_lightning.metrics.operations import measured_peak
-from tests.benchmarks.contenders import CONTENDERS, Meter, Parts, reports_alone
+from tests.benchmarks.contenders import CONTENDERS, Parts
+from tests.benchmarks.meter import Meter, reports_alone
 from tests.measured_steps import random_model, random_trajectories
 
 SMOKE = Backbone(

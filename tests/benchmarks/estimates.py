@@ -18,7 +18,7 @@ import torch
 from lar_lightning.estimates.backbones import Backbone
 from lar_lightning.estimates.memory import memory_of
 from lar_lightning.estimates.speed import flops_of
-from tests.benchmarks.contenders import FlopCounter
+from tests.benchmarks.meter import FlopCounter
 from tests.benchmarks.train import matrix_speed
 from tests.measured_steps import SmallStep, measured_bytes
 
