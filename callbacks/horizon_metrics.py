@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from callbacks.periodic import Periodic
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.batches import DistillationBatch
 from lar_lightning.errors import SettingError
@@ -32,7 +33,7 @@ from lar_lightning.segments import LatentVocabulary
 from lar_lightning.trajectories import read_trajectories, trajectory_files
 
 
-class HorizonMetrics(L.Callback):
+class HorizonMetrics(Periodic):
     """Measures held-out trajectories at every validation, and short texts that the student writes.
 
     Metrics recorded, all over the rows of held-out trajectories:
@@ -91,12 +92,11 @@ class HorizonMetrics(L.Callback):
                 raise SettingError(
                     f"`HorizonMetrics.{name}` must be at least {least}, got {value}."
                 )
-        self.generate_every_n_steps = generate_every_n_steps
+        super().__init__(generate_every_n_steps)
         self.num_prompts = num_prompts
         self.max_tokens = max_tokens
         self.loss_at_start: float | None = None
         self.prompts: list[GenerationPrompt] = []
-        self._last_step = -1
 
     def _prepare(self, pl_module: LatentActionModule) -> None:
         """Make what depends on the vocabulary, which is mined after this callback is made."""
@@ -111,7 +111,7 @@ class HorizonMetrics(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LatentActionModule)
         self._prepare(pl_module)
-        self.prompts = self._chosen_prompts(pl_module) if self.generate_every_n_steps else []
+        self.prompts = self._chosen_prompts(pl_module) if self.period else []
         if self.prompts:
             self.tokenizer = load_tokenizer(base_checkpoint(pl_module.base_model))
 
@@ -137,37 +137,8 @@ class HorizonMetrics(L.Callback):
         return []
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = trainer.global_step
-        if trainer.global_step == 0:
-            self._generate(trainer, pl_module)
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: DistillationBatch,
-        batch_idx: int,
-    ) -> None:
-        # Where gradients are accumulated, several batches end at the same step.
-        is_new = trainer.global_step != self._last_step
-        if is_new and self.prompts and trainer.global_step % self.generate_every_n_steps == 0:
-            self._generate(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LatentActionModule)
-        # Not where training only pauses: a signal or a limit of time leaves no time for it.
-        is_over = trainer.global_step >= pl_module.num_steps
-        if is_over and trainer.global_step != self._last_step:
-            self._generate(trainer, pl_module)
-
-    def _generate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def act(self, trainer: L.Trainer, pl_module: LatentActionModule) -> None:
         """Have texts written, measure them, and show them to all who want to see them."""
-        assert isinstance(pl_module, LatentActionModule)
-        self._last_step = trainer.global_step
         if not self.prompts:
             return
         self._follow(pl_module)

@@ -63,7 +63,7 @@ class LatentSampleTable(L.Callback):
         assert isinstance(pl_module, LatentActionModule)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writers = [other for other in callbacks if isinstance(other, HorizonMetrics)]
-        if not any(writer.generate_every_n_steps for writer in writers):
+        if not any(writer.period for writer in writers):
             raise SettingError(
                 "`trainer.callbacks` must hold HorizonMetrics with `generate_every_n_steps` above "
                 "0 where LatentSampleTable is among them, got none: nothing would be written. Add "

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from callbacks.periodic import Periodic
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.benchmarks import Task, load_benchmark
 from lar_lightning.errors import SettingError
@@ -20,7 +21,7 @@ from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import extend_tokenizer
 
 
-class SuccessProbe(L.Callback):
+class SuccessProbe(Periodic):
     """Has the student play a few held-out tasks of the run's benchmark, with its official scorer.
 
     Greedy, in the style and with the length of the rollouts, before training, every `every_n_steps`
@@ -48,10 +49,9 @@ class SuccessProbe(L.Callback):
         ):
             if value < 1:
                 raise SettingError(f"`SuccessProbe.{name}` must be at least 1, got {value}.")
-        self.every_n_steps, self.num_tasks = every_n_steps, num_tasks
-        self.num_concurrent = num_concurrent
+        super().__init__(every_n_steps)
+        self.num_tasks, self.num_concurrent = num_tasks, num_concurrent
         self.tasks: list[Task] = []
-        self._last_step = -1
 
     def check_run(
         self, trainer: L.Trainer, pl_module: L.LightningModule, data: L.LightningDataModule
@@ -100,36 +100,8 @@ class SuccessProbe(L.Callback):
             self.tokenizer = extend_tokenizer(self.base_tokenizer, self.vocabulary)
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._last_step = trainer.global_step
-        if trainer.global_step == 0:
-            self._probe(trainer, pl_module)
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        # Where gradients are accumulated, several batches end at the same step.
-        is_new = trainer.global_step != self._last_step
-        if is_new and trainer.global_step % self.every_n_steps == 0:
-            self._probe(trainer, pl_module)
-
-    @override
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LatentActionModule)
-        # Not where training only pauses: a signal or a limit of time leaves no time for it.
-        is_over = trainer.global_step >= pl_module.num_steps
-        if is_over and trainer.global_step != self._last_step:
-            self._probe(trainer, pl_module)
-
-    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LatentActionModule)
-        self._last_step = trainer.global_step
+    def act(self, trainer: L.Trainer, pl_module: LatentActionModule) -> None:
+        """Play the tasks and record how many are solved."""
         if not self.tasks or getattr(trainer, "fast_dev_run", False):
             return
         self._follow(pl_module)
