@@ -134,6 +134,20 @@ def test_missing_cells_are_dashes_and_listed(rows: list[Row]) -> None:
     assert "Qwen3-8B, ReAct: Mind2Web" in to_markdown(table)
 
 
+def test_cells_learned_on_another_benchmark_are_told_apart_from_missing_ones(
+    rows: list[Row],
+) -> None:
+    asked = [row for row in rows if row["learned_on"] != "kodcode" or row["benchmark"] != "kodcode"]
+    transferred = [row for row in asked if row["method"] != "lar" or row["learned_on"]]
+    table = main_table(transferred, [(QWEN, "humaneval", "lar"), (QWEN, "triviaqa", "lar")])
+    assert line_of(table, "Qwen3-8B", "LAR")["HumanEval"].text == "-"
+    (note,) = [note for note in table.notes if "Table 2" in note]
+    assert note == "Learned on another benchmark, and in Table 2: Qwen3-8B, LAR: HumanEval."
+    (missing,) = [cells for cells in table.missing if cells.startswith("Qwen3-8B, LAR")]
+    assert "TriviaQA" in missing
+    assert "HumanEval" not in missing
+
+
 def test_significance_is_marked_where_the_test_says_so() -> None:
     def run_of(method: str, num_solved: int):
         episodes = [make_episode(f"t{i}", is_success=i < num_solved) for i in range(20)]

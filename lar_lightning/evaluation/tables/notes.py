@@ -47,8 +47,13 @@ def failure_notes(rows: Sequence[Row]) -> list[str]:
     return [f"Failed episodes, counted as they are scored: {'; '.join(told)}."]
 
 
-def missing_cells(absent: Mapping[tuple[str, str], Sequence[str]], num_columns: int) -> list[str]:
-    """Name missing cells, a method that has none at all as one.
+def transfer_notes(cells: Sequence[str]) -> list[str]:
+    """Say where the dashes are whose cells were learned on another benchmark alone."""
+    return [f"Learned on another benchmark, and in Table 2: {'; '.join(cells)}."] if cells else []
+
+
+def cells_without(absent: Mapping[tuple[str, str], Sequence[str]], num_columns: int) -> list[str]:
+    """Name cells that a table lacks, a method that has none at all as one.
 
     Args:
         absent: Backbone and method -> columns without results.

@@ -1,6 +1,6 @@
 """The paper's tables from our rows, with the paper's numbers beside ours (Tables 1 to 3)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from lar_lightning.evaluation.tables.names import (
     method_name,
 )
 from lar_lightning.evaluation.tables.notes import (
+    cells_without,
     count_note,
     failure_notes,
-    missing_cells,
+    transfer_notes,
 )
 from lar_lightning.evaluation.tables.paper import (
     PaperNumber,
@@ -97,6 +98,8 @@ def main_table(rows: Sequence[Row], expected: Expected = ()) -> Table:
         "The best score of each backbone and benchmark is bold.",
         values=home,
         wanted=wanted,
+        elsewhere={(row["backbone"], row["method"], row["benchmark"]) for row in rows}
+        - home.keys(),
         order=BENCHMARKS,
         write=benchmark_name,
         score=lambda row, _: row,
@@ -133,8 +136,8 @@ def _transfer_table(rows: Sequence[Row], source: str, is_only: bool) -> Table:
     chosen = [*at_home, *learned]
     return _table(
         name="table2" if is_only else f"table2-{benchmark_name(source).replace(' + ', '-')}",
-        title=f"Transfer: latents learned on {benchmark_name(source)}, tried on other benchmarks "
-        "without training on them. Score in percent.",
+        title=f"Transfer: what was learned on {benchmark_name(source)} alone, tried on other "
+        "benchmarks too. Score in percent.",
         values={(row["backbone"], row["method"], row["benchmark"]): row for row in chosen},
         order=[*(name for name in BENCHMARKS if name != source), source],
         write=benchmark_name,
@@ -180,6 +183,7 @@ def _table(
     score: Callable[[Row, str], Row],
     paper: Callable[[str, str, str], PaperNumber | None],
     wanted: Iterable[Place] = (),
+    elsewhere: Collection[Place] = (),
     has_change: bool = False,
 ) -> Table:
     places = [*values, *wanted]
@@ -188,6 +192,7 @@ def _table(
     backbones = distinct_names((backbone for backbone, _, _ in places), backbone_name)
     lines: list[TableRow] = []
     absent: dict[tuple[str, str], list[str]] = {}
+    in_others: dict[tuple[str, str], list[str]] = {}
     for backbone, label in backbones.items():
         methods = in_order((m for b, m, _ in places if b == backbone), METHODS)
         best = {
@@ -205,7 +210,11 @@ def _table(
                 row = values.get((backbone, method, column))
                 if row is None:
                     cells.append(Cell())
-                    absent.setdefault((label, method_name(method)), []).append(column_names[column])
+                    place = backbone, method, column
+                    left_out = in_others if place in elsewhere else absent
+                    left_out.setdefault((label, method_name(method)), []).append(
+                        column_names[column]
+                    )
                 else:
                     scored = score(row, column)
                     cells.append(score_cell(row, scored, best[column], has_change=has_change))
@@ -222,6 +231,11 @@ def _table(
         label_columns=("Backbone", "Method"),
         columns=tuple(column_names.values()),
         rows=tuple(lines),
-        notes=(count_note(used), *([MARKS_NOTE] if is_marked else []), *failure_notes(used)),
-        missing=tuple(missing_cells(absent, len(columns))),
+        notes=(
+            count_note(used),
+            *([MARKS_NOTE] if is_marked else []),
+            *transfer_notes(cells_without(in_others, len(columns))),
+            *failure_notes(used),
+        ),
+        missing=tuple(cells_without(absent, len(columns))),
     )
