@@ -263,7 +263,9 @@ def run_verb(name: str, arguments: list[str]) -> None:
 
 
 def _in_full(argument: str) -> str:
+    """Write an option as the verbs here call it; one of `fit` is the same without its room."""
     name, equals, value = argument.partition("=")
+    name = name.replace("--data.init_args.", "--", 1)
     return f"{SHORTHANDS.get(name, name)}{equals}{value}"
 
 

@@ -119,11 +119,13 @@ def test_corrupt_line_is_named(
     assert not (run / "latent_vocabulary.json").exists()
 
 
+@pytest.mark.parametrize("name", ["mining", "data.init_args.mining"])
 def test_latent_budget_below_zero(
-    rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
+    name: str, rolled_out: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    """Under its own name, and under the one that it has in `fit`."""
     status, error = status_and_error(
-        mine_arguments(tiny_checkpoint, rolled_out, "--mining.max_latents=-1"), capsys
+        mine_arguments(tiny_checkpoint, rolled_out, f"--{name}.max_latents=-1"), capsys
     )
     assert status == 2
     assert "max_latents" in error
