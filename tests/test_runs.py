@@ -27,18 +27,23 @@ CONFIGS = [
 def test_every_config_parses_and_does_a_fast_run(
     config: Path, run_dir: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    sources = {"data_modules.RolloutDataModule": ROLLOUT_OPTIONS}
+    sources = {"data_modules.RolloutDataModule": [*ROLLOUT_OPTIONS]}
     is_whole = "class_path" in yaml.safe_load(config.read_text()).get("data", {})
     stacked = [] if is_whole else ["--config", str(config)]
     base = config if is_whole else Path("configs/quickstart.yaml")
-    data = yaml.safe_load(base.read_text())["data"]["class_path"]
+    content = yaml.safe_load(base.read_text())["data"]
+    data = content["class_path"]
+    mining = "--data.init_args.mining"
+    uncertain = [f"{mining}.max_entropy=20", f"{mining}.min_certain_share=0"]  # a random model
     if data == "data_modules.RecordedDataModule":
         recording = tiny_recording(tmp_path / "recording.jsonl")
-        sources[data] = [
-            f"--data.init_args.recordings.paths=[{recording}]",
-            "--data.init_args.mining.max_entropy=20",  # a random model is certain of nothing
-        ]
+        sources[data] = [f"--data.init_args.recordings.paths=[{recording}]", *uncertain]
         run_dir = tmp_path / "recorded"
+    if "style" in content["init_args"].get("rollouts", {}):  # rollouts of its own, in turns
+        few = ("num_training=4", "engine=transformers", "max_tokens=8")
+        sources[data] += [*uncertain, *(f"--data.init_args.rollouts.{option}" for option in few)]
+        sources[data] += ["--data.init_args.loading.max_tokens=4000"]
+        run_dir = tmp_path / "turns"
     place = [f"--base_model={tiny_checkpoint}", f"--run_dir={run_dir}", "--benchmark=humaneval"]
     # an overlay says last what it is about
     own = ["--config", str(base), *sources[data], *COMMON, *stacked, *place]
