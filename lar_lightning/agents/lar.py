@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from lar_lightning.agents.agent import TurnAgent
 from lar_lightning.artefacts import write_json
 from lar_lightning.errors import SettingError
+from lar_lightning.subprograms import run_program
 
 if TYPE_CHECKING:
     from lar_lightning.agents.workshop import Prepared, Workshop
@@ -106,7 +106,7 @@ class Lar(TurnAgent):
         # The folder last: what comes before a `--config` is overridden by it.
         command = ["-m", "lar_lightning", "fit", *settings, "--run_dir", str(run_dir)]
         print(f"lar: {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command]).returncode
+        code = run_program([sys.executable, *command])
         if code != 0:
             raise SettingError(
                 f"`methods.lar` could not be trained: `fit` ended with status {code}; what it said "
