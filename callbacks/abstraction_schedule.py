@@ -15,8 +15,9 @@ from lar_lightning.collapse.actions import reset_optimizers, restore_weights
 from lar_lightning.errors import SettingError
 from lar_lightning.mining.corpus import corpus_of
 from lar_lightning.module import LatentActionModule
-from lar_lightning.runs import read_run, vocabulary_path
+from lar_lightning.run_folder import vocabulary_path
 from lar_lightning.segments import LatentVocabulary
+from lar_lightning.stages import read_run
 
 STATE = ("sizes", "stage", "held", "results", "is_finished", "alarms_before")
 

@@ -19,9 +19,9 @@ from lar_lightning.collapse.actions import (
 )
 from lar_lightning.collapse.steps import step_signals
 from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
-from lar_lightning.embeddings import STARTS_AT_CHANCE
 from lar_lightning.errors import SettingError, unknown_name
-from lar_lightning.losses import RowTerms
+from lar_lightning.losses.distillation import RowTerms
+from lar_lightning.models.embeddings import STARTS_AT_CHANCE
 from lar_lightning.module import LatentActionModule
 
 Action = Literal["warn", "restore_best", "lower_rate", "stop"]

@@ -10,14 +10,14 @@ from callbacks.periodic import Periodic
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.batches import DistillationBatch
 from lar_lightning.errors import SettingError
-from lar_lightning.folding import RowTerms
-from lar_lightning.generations import (
+from lar_lightning.losses.folding import RowTerms
+from lar_lightning.metrics.generated import GeneratedMetrics
+from lar_lightning.metrics.generations import (
     GenerationListener,
     GenerationPrompt,
     held_out_prompts,
     write_together,
 )
-from lar_lightning.metrics.generated import GeneratedMetrics
 from lar_lightning.metrics.held_out import HeldOutMetrics
 from lar_lightning.metrics.records import (
     Source,
@@ -27,8 +27,7 @@ from lar_lightning.metrics.records import (
     writes_files,
 )
 from lar_lightning.module import LatentActionModule
-from lar_lightning.rollouts import trajectory_path
-from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.run_folder import base_checkpoint, trajectory_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.trajectories import read_trajectories, trajectory_files
 

@@ -12,10 +12,10 @@ from callbacks.horizon_metrics import HorizonMetrics
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.errors import SettingError
 from lar_lightning.evaluation.examples import Piece, marked_runs, pieces_of
-from lar_lightning.generations import GeneratedSample, Generation
+from lar_lightning.metrics.generations import GeneratedSample, Generation
 from lar_lightning.metrics.records import StepRecords, metrics_path, writes_files
 from lar_lightning.module import LatentActionModule
-from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.run_folder import base_checkpoint, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import decode, extend_tokenizer
 

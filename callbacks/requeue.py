@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lar_lightning.requeue import Listener, SlurmJob, leave, validation_to_repeat
-from lar_lightning.runs import checkpoint_path
+from lar_lightning.recovery.requeue import Listener, SlurmJob, leave, validation_to_repeat
+from lar_lightning.run_folder import checkpoint_path
 
 
 class Requeue(L.Callback):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lar_lightning.embeddings import initial_rows
 from lar_lightning.errors import SettingError
 from lar_lightning.metrics.records import record
+from lar_lightning.models.embeddings import initial_rows
 from lar_lightning.module import LatentActionModule
-from lar_lightning.runs import vocabulary_path
+from lar_lightning.run_folder import vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 
 

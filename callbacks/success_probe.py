@@ -12,11 +12,11 @@ from callbacks.periodic import Periodic
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.benchmarks import Task, load_benchmark
 from lar_lightning.errors import SettingError
+from lar_lightning.metrics.probe import StudentPolicy, probe
 from lar_lightning.metrics.records import record
 from lar_lightning.module import LatentActionModule
-from lar_lightning.probe import StudentPolicy, probe
-from lar_lightning.rollouts import split_benchmark
-from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.rollouts.roll_out import split_benchmark
+from lar_lightning.run_folder import base_checkpoint, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import extend_tokenizer
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lar_lightning.batches import DistillationBatch
 from lar_lightning.errors import SettingError
-from lar_lightning.generations import Generation
+from lar_lightning.metrics.generations import Generation
 from lar_lightning.metrics.operations import measured_peak, size_of, step_operations
 from lar_lightning.metrics.records import record
 from lar_lightning.module import LatentActionModule

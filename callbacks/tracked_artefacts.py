@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from lar_lightning.evaluation.plots import read_curves
 from lar_lightning.module import LatentActionModule
-from lar_lightning.tracked_files import log_curves, log_inputs, summarize
-from lar_lightning.tracking import tell
+from lar_lightning.tracking.tracked_files import log_curves, log_inputs, summarize
+from lar_lightning.tracking.tracked_run import tell
 
 
 class TrackedArtefacts(L.Callback):

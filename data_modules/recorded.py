@@ -5,8 +5,8 @@ from pathlib import Path
 from typing_extensions import override
 
 from data_modules.trajectories import TrajectoryDataModule
-from lar_lightning.runs import ensure_recordings
 from lar_lightning.settings import LoadingSettings, MiningSettings, RecordingSettings
+from lar_lightning.stages import ensure_recordings
 
 
 class RecordedDataModule(TrajectoryDataModule):

@@ -12,8 +12,7 @@ from lar_lightning.base_models import context_length
 from lar_lightning.errors import SettingError
 from lar_lightning.loading import TrajectoryLoader
 from lar_lightning.mining.realizations import canonical_form
-from lar_lightning.rollouts import Split
-from lar_lightning.runs import base_checkpoint, ensure_vocabulary, read_run, vocabulary_path
+from lar_lightning.run_folder import Split, base_checkpoint, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import (
     LoadingSettings,
@@ -21,6 +20,7 @@ from lar_lightning.settings import (
     RecordingSettings,
     RolloutSettings,
 )
+from lar_lightning.stages import ensure_vocabulary, read_run
 from lar_lightning.trajectories import Trajectory, fitted
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from lar_lightning.errors import SettingError
-from lar_lightning.faults import explained
+from lar_lightning.recovery.faults import explained
 
 TRAINER_VERBS = {
     "fit": "roll out, mine and train; goes on where an earlier run stopped",
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb in TRAINER_VERBS:
-            from lar_lightning.requeue import held_signals
+            from lar_lightning.recovery.requeue import held_signals
 
             with held_signals():  # until a callback listens: imports take seconds
                 from lar_lightning.cli import run_trainer_verb

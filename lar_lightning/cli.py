@@ -23,15 +23,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lar_lightning.checkpoints import LAST, newest_whole
+from lar_lightning.distributed.strategy import RunCheckpointIO
 from lar_lightning.errors import SettingError
 from lar_lightning.module import LatentActionModule
-from lar_lightning.progress import progress_bar
-from lar_lightning.requeue import release_signals
-from lar_lightning.run_lock import is_first_process, locked
-from lar_lightning.runs import checkpoint_path
+from lar_lightning.recovery.checkpoints import LAST, newest_whole
+from lar_lightning.recovery.requeue import release_signals
+from lar_lightning.recovery.run_lock import is_first_process, locked
+from lar_lightning.run_folder import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
-from lar_lightning.strategy import RunCheckpointIO
+from lar_lightning.training.progress import progress_bar
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -17,26 +17,31 @@ from typing_extensions import override
 
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.batches import DistillationBatch
-from lar_lightning.checkpoints import check_checkpoint
-from lar_lightning.embeddings import Initialization
+from lar_lightning.distributed.processes import first_fault, share_progress
+from lar_lightning.distributed.sharding import decoder_layers, load_sharded_student
 from lar_lightning.errors import SettingError
-from lar_lightning.grounding import grounding_loss
-from lar_lightning.losses import RowTerms, distillation_loss, fault_of
-from lar_lightning.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
+from lar_lightning.losses.distillation import RowTerms, distillation_loss, fault_of
+from lar_lightning.losses.grounding import grounding_loss
+from lar_lightning.losses.residues import residues
+from lar_lightning.losses.splits import expected_units
+from lar_lightning.models.embeddings import Initialization
+from lar_lightning.models.recomputation import recompute
+from lar_lightning.models.student import Student, Trainable, load_student
 from lar_lightning.policies import chosen_engine
-from lar_lightning.processes import first_fault, share_progress
-from lar_lightning.recomputation import recompute
-from lar_lightning.residues import residues
-from lar_lightning.runs import base_checkpoint, identity_of, teacher_cache_path, vocabulary_path
-from lar_lightning.schedules import warmup_cosine
+from lar_lightning.recovery.checkpoints import check_checkpoint
+from lar_lightning.run_folder import (
+    base_checkpoint,
+    identity_of,
+    teacher_cache_path,
+    vocabulary_path,
+)
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
-from lar_lightning.sharding import decoder_layers, load_sharded_student
-from lar_lightning.splits import expected_units
-from lar_lightning.student import Student, Trainable, load_student
-from lar_lightning.teacher_cache import TeacherCache
 from lar_lightning.tokenizer import check_tokenizer
-from lar_lightning.vllm_sampling import VllmSampler
+from lar_lightning.training.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
+from lar_lightning.training.schedules import warmup_cosine
+from lar_lightning.training.teacher_cache import TeacherCache
+from lar_lightning.training.vllm_sampling import VllmSampler
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

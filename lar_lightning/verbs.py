@@ -42,8 +42,8 @@ def rollout(
         shard: Which tasks: `2/8` is the third of eight parts, `all` is all. `auto` is the part of
             the SLURM array task that this is, and all outside of an array.
     """
-    from lar_lightning.rollout_shards import chosen_shard
-    from lar_lightning.runs import ensure_rollouts
+    from lar_lightning.rollouts.shards import chosen_shard
+    from lar_lightning.stages import ensure_rollouts
 
     ensure_rollouts(base_model, benchmark, run_dir, rollouts, chosen_shard(shard, os.environ))
 
@@ -56,7 +56,7 @@ def import_recordings(base_model: str, run_dir: Path, recordings: RecordingSetti
         run_dir: Folder of the run.
         recordings: What is imported.
     """
-    from lar_lightning.runs import ensure_recordings
+    from lar_lightning.stages import ensure_recordings
 
     ensure_recordings(base_model, run_dir, recordings)
 
@@ -79,7 +79,7 @@ def mine(
         recordings: Of other agents, to be mined instead; imported where they are not yet.
         explain: A text; says why it is a latent action of the run, or is not.
     """
-    from lar_lightning.runs import ensure_recordings, ensure_vocabulary, explain_text
+    from lar_lightning.stages import ensure_recordings, ensure_vocabulary, explain_text
 
     if recordings is not None:
         ensure_recordings(base_model, run_dir, recordings)
@@ -113,7 +113,7 @@ def export(
         push_to_hub: Repository of the Hugging Face hub that the export is put into (a new one is
             private); also written --push-to-hub. The texts of latents are those of your data.
     """
-    from lar_lightning.export import ExportOptions, export_run
+    from lar_lightning.export.checkpoint import ExportOptions, export_run
 
     options = ExportOptions(
         export_dir=export_dir, dtype=dtype, max_shard_size=max_shard_size, push_to_hub=push_to_hub
@@ -219,7 +219,7 @@ def track(
         workspace: Also save the workspace with our panels, which needs a key and the package
             wandb-workspaces.
     """
-    from lar_lightning.tracked_runs import track_run
+    from lar_lightning.tracking.track import track_run
 
     track_run(base_model, run_dir, project, entity, has_workspace=workspace)
 

@@ -206,7 +206,7 @@ def wide_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_checkpoint() -> Path:
     """SmolLM2-135M-Instruct, converted once into runs/models and kept there."""
-    from lar_lightning.runs import base_checkpoint
+    from lar_lightning.run_folder import base_checkpoint
 
     with chdir(Path(__file__).parents[1]):
         try:

@@ -17,9 +17,9 @@ from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.batches import DistillationBatch, collate
 from lar_lightning.estimates.backbones import Backbone
 from lar_lightning.estimates.workload import Workload
-from lar_lightning.losses import distillation_loss
+from lar_lightning.losses.distillation import distillation_loss
+from lar_lightning.models.student import Student
 from lar_lightning.segments import LatentAction, LatentVocabulary
-from lar_lightning.student import Student
 from lar_lightning.trajectories import ACTION, Span, Trajectory
 
 PHASES = ("forward", "backward", "optimizer")

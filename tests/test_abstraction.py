@@ -15,12 +15,12 @@ from lar_lightning.abstraction.stages import check_order, sizes_by_rate, sizes_b
 from lar_lightning.alignment import align
 from lar_lightning.batches import collate
 from lar_lightning.errors import SettingError
-from lar_lightning.losses import distillation_loss
+from lar_lightning.losses.distillation import distillation_loss
 from lar_lightning.mining.corpus import corpus_of
 from lar_lightning.mining.coverage import rate
-from lar_lightning.rollouts import trajectory_path
+from lar_lightning.models.student import Student, load_student
+from lar_lightning.run_folder import trajectory_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import Student, load_student
 from lar_lightning.trajectories import read_trajectories
 from tests.benchmarks.abstraction import savings
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lar_lightning.checkpoints import (
+from lar_lightning.distributed.strategy import RunCheckpointIO
+from lar_lightning.errors import SettingError
+from lar_lightning.recovery.checkpoints import (
     META,
     newest_whole,
     next_path,
@@ -16,8 +18,6 @@ from lar_lightning.checkpoints import (
     shard_name,
     take_place,
 )
-from lar_lightning.errors import SettingError
-from lar_lightning.strategy import RunCheckpointIO
 
 
 def write_file(path: Path, step: int) -> None:
@@ -75,7 +75,7 @@ def test_process_killed_while_it_replaces_a_checkpoint_leaves_one_of_them(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", counted(os.replace))
-        patch.setattr("lar_lightning.checkpoints.remove", counted(remove))
+        patch.setattr("lar_lightning.recovery.checkpoints.remove", counted(remove))
         with contextlib.suppress(Killed):
             take_place(path)
     assert read_checkpoint(newest_whole(path) or path)["step"] in (1, 2)

@@ -18,7 +18,7 @@ from lar_lightning.collapse.cusum import Rule, mean_values_to_false_alarm
 from lar_lightning.collapse.monitor import SignalTest
 from lar_lightning.collapse.usage import ChoicePool, use_of, use_sums
 from lar_lightning.errors import SettingError
-from lar_lightning.folding import Folding
+from lar_lightning.losses.folding import Folding
 from tests.benchmarks.collapse import replayed
 
 RECORDINGS = Path(__file__).parent / "recordings"

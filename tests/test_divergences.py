@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lar_lightning.divergences import Banned, binary_divergence, divergence
 from lar_lightning.errors import SettingError
-from lar_lightning.folding import Folding
+from lar_lightning.losses.divergences import Banned, binary_divergence, divergence
+from lar_lightning.losses.folding import Folding
 from lar_lightning.settings import DistillationSettings
 
 EMPTY = torch.empty(0, dtype=torch.int64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lar_lightning.embeddings import (
+from lar_lightning.models.embeddings import (
     ExtendedEmbedding,
     Initialization,
     LatentRows,

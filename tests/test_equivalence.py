@@ -23,7 +23,7 @@ from lar_lightning.mining.realizations import (
     normal_form,
     proposed_classes,
 )
-from lar_lightning.next_token_scorer import MAX_DEPTH, TransformersScorer, open_scorer
+from lar_lightning.models.next_token_scorer import MAX_DEPTH, TransformersScorer, open_scorer
 from lar_lightning.tokenizer import encode_text
 from lar_lightning.trajectories import Trajectory
 

@@ -17,8 +17,8 @@ from whole_runs import TEN_STEPS, fit_arguments, fit_until
 from lar_lightning.__main__ import main
 from lar_lightning.artefacts import write_json
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.export import SOURCE_FILE, load_trained_student
-from lar_lightning.export_checks import logit_distances
+from lar_lightning.export.checkpoint import SOURCE_FILE, load_trained_student
+from lar_lightning.export.checks import logit_distances
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import decode, encode_text
 
@@ -328,7 +328,7 @@ def test_an_export_that_is_not_what_was_trained_leaves_nothing(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lar_lightning import export as module
+    from lar_lightning.export import checkpoint as module
 
     write = module.write_checkpoint
 
@@ -347,7 +347,7 @@ def test_an_export_that_fails_leaves_the_older_one(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lar_lightning import export as module
+    from lar_lightning.export import checkpoint as module
 
     write = module.write_checkpoint
 

@@ -15,8 +15,8 @@ from typing import ClassVar
 import pytest
 from whole_runs import TEN_STEPS, checkpoint_of, fit_arguments
 
-from lar_lightning.checkpoints import LAST, is_whole
-from lar_lightning.rollouts import trajectory_path
+from lar_lightning.recovery.checkpoints import LAST, is_whole
+from lar_lightning.run_folder import trajectory_path
 from tests.processes import Running, free_port
 
 pytestmark = pytest.mark.faults
@@ -145,7 +145,7 @@ def test_run_without_its_wandb_server_trains_on_and_keeps_its_data(
 ) -> None:
     pytest.importorskip("wandb")
     logger = [
-        "--trainer.logger=lar_lightning.tracking.TrackedRun",
+        "--trainer.logger=lar_lightning.tracking.tracked_run.TrackedRun",
         "--trainer.logger.connect_seconds=2",
         "--trainer.logger.finish_seconds=5",
         f"--trainer.logger.save_dir={run_dir}",
@@ -203,7 +203,7 @@ def test_run_that_loses_its_wandb_server_trains_on_and_ends_in_time(
     server = ThreadingHTTPServer(("127.0.0.1", 0), WandbServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     logger = [
-        "--trainer.logger=lar_lightning.tracking.TrackedRun",
+        "--trainer.logger=lar_lightning.tracking.tracked_run.TrackedRun",
         "--trainer.logger.project=tests",
         "--trainer.logger.finish_seconds=5",
         f"--trainer.logger.save_dir={run_dir}",

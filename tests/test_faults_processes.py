@@ -14,7 +14,7 @@ import pytest
 import torch
 from whole_runs import TEN_STEPS, checkpoint_of, fit_arguments
 
-from lar_lightning.checkpoints import LAST, is_whole, next_path, previous_path
+from lar_lightning.recovery.checkpoints import LAST, is_whole, next_path, previous_path
 from tests.processes import Running, start_ranks
 
 pytestmark = pytest.mark.faults

@@ -17,17 +17,17 @@ from tiny_run import make_tiny_run
 from toy_language import trajectory_of
 from whole_runs import fit_arguments, metrics_of
 
-from lar_lightning import prefixes
 from lar_lightning.__main__ import main
 from lar_lightning.alignment import align
 from lar_lightning.batches import collate
 from lar_lightning.estimates.memory import memory_of
-from lar_lightning.folding import Folding
-from lar_lightning.losses import Heads, distillation_loss
+from lar_lightning.losses.distillation import Heads, distillation_loss
+from lar_lightning.losses.folding import Folding
+from lar_lightning.models import prefixes
+from lar_lightning.models.scoring import entropies_of, load_scorer
 from lar_lightning.policies.policy import Request, Sampling
 from lar_lightning.policies.transformers_engine import open_transformers
-from lar_lightning.rollouts import trajectory_path
-from lar_lightning.scoring import entropies_of, load_scorer
+from lar_lightning.run_folder import trajectory_path
 from lar_lightning.settings import DistillationSettings
 from lar_lightning.trajectories import read_trajectories
 from tests.measured_steps import SmallStep

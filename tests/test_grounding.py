@@ -2,8 +2,8 @@ import pytest
 import torch
 from test_student import ARCHITECTURES, VOCABULARY, batch_of, module_of, student_of
 
-from lar_lightning.grounding import grounding_loss
-from lar_lightning.student import Student
+from lar_lightning.losses.grounding import grounding_loss
+from lar_lightning.models.student import Student
 
 
 def terms_of(student: Student) -> tuple[torch.Tensor, torch.Tensor]:

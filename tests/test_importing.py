@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_run import tiny_recording
 
-from lar_lightning import scoring
 from lar_lightning.__main__ import main
 from lar_lightning.errors import SettingError
+from lar_lightning.models import scoring
 from lar_lightning.recordings.importing import held_out_tasks, import_recordings, read_recorded
 from lar_lightning.settings import RecordingSettings
 from lar_lightning.trajectories import Trajectory, read_settings, read_trajectories

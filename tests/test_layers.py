@@ -5,6 +5,7 @@ The plug-ins know the library, the library never them, and heavy packages stay w
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,18 +20,20 @@ PURE = (
     "segments",
     "alignment",
     "batches",
-    "divergences",
-    "splits",
-    "folding",
     "losses",
     "mining",
-    "offers",
 )
-PURE_FILES = [
-    file
-    for file in LIBRARY
-    if file.relative_to(ROOT / "lar_lightning").with_suffix("").parts[0] in PURE
-]
+ROOMS = (
+    *("errors", "artefacts", "parameter_patterns", "settings"),
+    *("automaton", "segments", "trajectories", "base_models", "tokenizer", "run_folder"),
+    *("policies", "benchmarks", "mining"),
+    *("alignment", "batches", "loading", "losses", "models"),
+    *("recovery", "distributed", "training", "module"),
+    *("export", "agents", "rollouts", "recordings", "stages"),
+    *("estimates", "evaluation", "tracking", "metrics", "abstraction", "collapse"),
+    *("verbs", "cli", "__main__"),
+)
+"""Files and folders of the library, each of which may know those before it."""
 FRAMEWORKS = {"lightning", "pytorch_lightning", "transformers", "wandb"}
 
 
@@ -70,6 +73,55 @@ def named(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT / "lar_lightning").with_suffix("").parts[0]
+
+
+PURE_FILES = [file for file in LIBRARY if room_of(file) in PURE]
+
+
+def rooms_known(tree: ast.AST) -> set[str]:
+    """Return the rooms that a file imports, in functions and for type checkers too."""
+    names = {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+    names |= {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    return {name.split(".")[1] for name in names if name.startswith("lar_lightning.")}
+
+
+def test_every_room_is_where_the_data_passes() -> None:
+    assert sorted({room_of(file) for file in LIBRARY} - {"__init__"}) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=named)
+def test_a_room_knows_only_those_before_it(file: Path) -> None:
+    known = rooms_known(ast.parse(file.read_text(encoding="utf-8")))
+    room = room_of(file)
+    before = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ()
+    assert known - set(before) == set()
+
+
+def test_the_readme_has_the_rooms_in_this_order() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = page.partition("## Map of the code")[2].partition("`callbacks/`")[0]
+    cells = "".join(re.findall(r"(?m)^\| (`[^|]+) \|", rows))
+    assert re.findall(r"`(\w+)/?`", cells) == list(ROOMS)
+
+
+def test_a_way_back_is_seen() -> None:
+    source = "from lar_lightning import stages\ndef f():\n    import lar_lightning.losses.folding\n"
+    source += "if TYPE_CHECKING:\n    from lar_lightning.agents.play import Player\n"
+    assert rooms_known(ast.parse(source)) == {"stages", "losses", "agents"}
+
+
 @pytest.mark.parametrize("file", LIBRARY, ids=named)
 def test_library_never_imports_the_plug_ins(file: Path) -> None:
     assert packages_of(file).isdisjoint({"callbacks", "data_modules", "tests"})
@@ -89,9 +141,7 @@ def test_one_file_imports_vllm_and_only_when_it_is_opened() -> None:
 
 
 def test_pure_modules_exist() -> None:
-    assert {
-        file.relative_to(ROOT / "lar_lightning").with_suffix("").parts[0] for file in PURE_FILES
-    } == set(PURE)
+    assert set(map(room_of, PURE_FILES)) == set(PURE)
 
 
 @pytest.mark.parametrize("file", PURE_FILES, ids=named)

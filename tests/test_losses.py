@@ -11,10 +11,10 @@ from toy_language import RandomStudent, RandomTeacher, ids, strings, trajectory_
 
 from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.batches import DistillationBatch, RowTargets, collate
-from lar_lightning.folding import Folding, row_terms
-from lar_lightning.losses import Heads, distillation_loss, row_weights
+from lar_lightning.losses.distillation import Heads, distillation_loss, row_weights
+from lar_lightning.losses.folding import Folding, row_terms
+from lar_lightning.losses.splits import SplitTarget, expected_units, taken_units
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.splits import SplitTarget, expected_units, taken_units
 
 LATENT_SETS = [
     ("ab",),

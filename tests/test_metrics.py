@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics import Metric
 
-from lar_lightning.generations import (
+from lar_lightning.metrics import Horizon, LatentUsage, Ratio, Speed
+from lar_lightning.metrics.generated import GeneratedMetrics
+from lar_lightning.metrics.generations import (
     GeneratedSample,
     GenerationPrompt,
     held_out_prompts,
     repeated_ngrams,
 )
-from lar_lightning.metrics import Horizon, LatentUsage, Ratio, Speed
-from lar_lightning.metrics.generated import GeneratedMetrics
 from lar_lightning.metrics.records import StepRecords, UsageFiles
 from lar_lightning.segments import LatentAction, LatentVocabulary
 

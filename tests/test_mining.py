@@ -25,8 +25,8 @@ from lar_lightning.mining.coverage import coverage_of
 from lar_lightning.mining.executability import Refusal, compare_with_tokenizer, texts_of
 from lar_lightning.mining.mine import MAX_DIFFERENT_SHARE
 from lar_lightning.mining.parameters import REPLACEMENT
-from lar_lightning.rollouts import trajectory_path
-from lar_lightning.runs import ensure_vocabulary
+from lar_lightning.run_folder import trajectory_path
+from lar_lightning.stages import ensure_vocabulary
 from lar_lightning.tokenizer import decode, encode_text
 from lar_lightning.trajectories import NO_ENTROPY, Trajectory, TrajectoryFile
 

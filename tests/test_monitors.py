@@ -56,7 +56,9 @@ def watched_by(path: Path, run_dir: Path, *, with_wandb: bool = False) -> list[s
     loggers = [{"class_path": "CSVLogger", "init_args": {"save_dir": str(run_dir), "name": "logs"}}]
     if with_wandb:
         options = {"save_dir": str(run_dir), "offline": True, "project": "tiny"}
-        loggers.append({"class_path": "lar_lightning.tracking.TrackedRun", "init_args": options})
+        loggers.append(
+            {"class_path": "lar_lightning.tracking.tracked_run.TrackedRun", "init_args": options}
+        )
     path.write_text(yaml.safe_dump({"trainer": {"callbacks": list(ALL), "logger": loggers}}))
     return [f"--config={path}"]
 
@@ -209,8 +211,8 @@ def test_operations_are_those_that_pytorch_counts(
 ) -> None:
     from lar_lightning.alignment import align
     from lar_lightning.batches import collate
-    from lar_lightning.losses import distillation_loss
-    from lar_lightning.student import load_student
+    from lar_lightning.losses.distillation import distillation_loss
+    from lar_lightning.models.student import load_student
     from tests.benchmarks.meter import FlopCounter
 
     vocabulary = LatentVocabulary.load(trained)

@@ -24,11 +24,13 @@ from toy_language import (
 
 from lar_lightning.alignment import align, pending_at_edges
 from lar_lightning.batches import collate
-from lar_lightning.divergences import NEVER
 from lar_lightning.errors import SettingError
-from lar_lightning.folding import Folding, RowTerms, row_terms
-from lar_lightning.offers import OfferTarget
-from lar_lightning.on_policy import (
+from lar_lightning.losses.divergences import NEVER
+from lar_lightning.losses.folding import Folding, RowTerms, row_terms
+from lar_lightning.losses.offers import OfferTarget
+from lar_lightning.segments import LatentVocabulary
+from lar_lightning.settings import DistillationSettings, OnPolicySettings
+from lar_lightning.training.on_policy import (
     OnPolicyBatch,
     OnPolicyStage,
     Prompt,
@@ -36,9 +38,7 @@ from lar_lightning.on_policy import (
     pair_sample,
     prompts_of,
 )
-from lar_lightning.sampling import Sample
-from lar_lightning.segments import LatentVocabulary
-from lar_lightning.settings import DistillationSettings, OnPolicySettings
+from lar_lightning.training.sampling import Sample
 from lar_lightning.trajectories import Span, Trajectory
 
 LATENT_SETS = [
@@ -408,7 +408,8 @@ def test_immediate_end_of_all_turns_is_learned_from(monkeypatch: pytest.MonkeyPa
     module = module_with_stage("llama-tied", VOCABULARY, max_tokens=8)
     end = Sample(units=[ALPHABET.index(END)], is_finished=True)
     monkeypatch.setattr(
-        "lar_lightning.on_policy.sample_units", lambda student, prompts, *_, **__: [end] * 4
+        "lar_lightning.training.on_policy.sample_units",
+        lambda student, prompts, *_, **__: [end] * 4,
     )
     batch = sampled_by(module, VOCABULARY, (0,))
     loss, _ = module.compare_samples(batch)

@@ -11,10 +11,10 @@ from test_student import ARCHITECTURES, VOCABULARY, module_of, random_model, stu
 from torch import Tensor
 from toy_language import trajectory_of
 
-from lar_lightning import prefixes
 from lar_lightning.alignment import align
 from lar_lightning.batches import collate
-from lar_lightning.prefixes import Group, groups_of, read
+from lar_lightning.models import prefixes
+from lar_lightning.models.prefixes import Group, groups_of, read
 
 BASE = VOCABULARY.base_size
 SHARING = ["abcabddab", "abcabddbcabcacd", "dcaabd", "abcabddabcab", "dcaabdca"]
@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_whole_reading(
     for least in (2, 10**9):
         monkeypatch.setattr(prefixes, "LEAST_SAVING", least)
         if least > 2:
-            monkeypatch.setattr("lar_lightning.student.read", whole)
+            monkeypatch.setattr("lar_lightning.models.student.read", whole)
         student.zero_grad()
         loss, _ = module.compare(batch, module.distillation)
         loss.backward()

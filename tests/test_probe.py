@@ -13,14 +13,14 @@ from whole_runs import TEN_STEPS, fit_arguments, metrics_of
 from lar_lightning.__main__ import main
 from lar_lightning.base_models import tokenizer_fingerprint
 from lar_lightning.benchmarks import load_benchmark
+from lar_lightning.metrics.probe import StudentPolicy, probe
+from lar_lightning.models.student import load_student
 from lar_lightning.policies import Request, Sampling, generate
 from lar_lightning.policies.transformers_engine import open_transformers
-from lar_lightning.probe import StudentPolicy, probe
-from lar_lightning.rollouts import split_benchmark
-from lar_lightning.sampling import Sample
+from lar_lightning.rollouts.roll_out import split_benchmark
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import load_student
 from lar_lightning.tokenizer import encode_text, render_chat
+from lar_lightning.training.sampling import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +94,7 @@ def test_tasks_whose_tests_pass_are_solved(
         for task in tasks
     }
     monkeypatch.setattr(
-        "lar_lightning.probe.sample_units",
+        "lar_lightning.metrics.probe.sample_units",
         lambda student, prompts, *_, **__: [by_prompt[tuple(prompt)] for prompt in prompts],
     )
     found = probe(

@@ -9,12 +9,12 @@ from test_student import VOCABULARY, module_of, student_of
 from torch import Tensor
 from toy_language import trajectory_of
 
-from lar_lightning import prefixes
 from lar_lightning.alignment import align
 from lar_lightning.batches import collate
+from lar_lightning.distributed.sharding import decoder_layers
+from lar_lightning.models import prefixes
+from lar_lightning.models.recomputation import recompute
 from lar_lightning.module import LatentActionModule
-from lar_lightning.recomputation import recompute
-from lar_lightning.sharding import decoder_layers
 
 BATCH = collate([align(VOCABULARY, trajectory_of(text)) for text in SHARING])
 

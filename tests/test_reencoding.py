@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lar_lightning.reencoding import Reencoded, Reencoder, conversation_of, sum_of
+from lar_lightning.export.reencoding import Reencoded, Reencoder, conversation_of, sum_of
 from lar_lightning.segments import LatentAction, LatentVocabulary
 from lar_lightning.tokenizer import encode_text, extend_tokenizer
 from lar_lightning.trajectories import ACTION, NO_ENTROPY, Span, Trajectory

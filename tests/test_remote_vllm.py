@@ -13,7 +13,8 @@ from vllm_server import VllmServer, start_server
 
 from lar_lightning.errors import EngineFailure
 from lar_lightning.policies import Completion, Policy, Request, Sampling, generate, open_policy
-from lar_lightning.rollouts import read_split, roll_out, trajectory_path
+from lar_lightning.rollouts.roll_out import read_split, roll_out
+from lar_lightning.run_folder import trajectory_path
 from lar_lightning.settings import ParallelSettings, RolloutSettings
 
 pytestmark = [

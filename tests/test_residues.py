@@ -9,9 +9,9 @@ from toy_language import vocabulary_of as vocabulary
 
 from lar_lightning.alignment import align, pending_at_edges
 from lar_lightning.batches import DistillationBatch, collate
-from lar_lightning.folding import Folding, row_terms
-from lar_lightning.losses import Heads
-from lar_lightning.residues import Residues, residues
+from lar_lightning.losses.distillation import Heads
+from lar_lightning.losses.folding import Folding, row_terms
+from lar_lightning.losses.residues import Residues, residues
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings
 

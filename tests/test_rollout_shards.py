@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from lar_lightning.__main__ import main
 from lar_lightning.errors import SettingError
-from lar_lightning.rollout_shards import WHOLE, Shard, chosen_shard, writing
-from lar_lightning.rollouts import read_split
+from lar_lightning.rollouts.roll_out import read_split
+from lar_lightning.rollouts.shards import WHOLE, Shard, chosen_shard, writing
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.trajectories import trajectory_files
 
@@ -193,7 +193,7 @@ def test_shards_of_other_settings_are_refused(
 HOLDER = """\
 import sys
 from pathlib import Path
-from lar_lightning.rollout_shards import Shard, writing
+from lar_lightning.rollouts.shards import Shard, writing
 with writing(Path(sys.argv[1]), Shard(index=1, count=4)):
     print("held", flush=True)
     sys.stdin.read()

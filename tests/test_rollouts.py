@@ -9,7 +9,8 @@ from lar_lightning.alignment import align
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.benchmarks import BENCHMARKS
 from lar_lightning.errors import SettingError
-from lar_lightning.rollouts import read_split, roll_out, trajectory_path
+from lar_lightning.rollouts.roll_out import read_split, roll_out
+from lar_lightning.run_folder import trajectory_path
 from lar_lightning.segments import LatentAction, LatentVocabulary
 from lar_lightning.settings import RolloutSettings, Style
 from lar_lightning.trajectories import Trajectory, TrajectoryFile

@@ -12,7 +12,7 @@ from tiny_run import ROLLOUT_OPTIONS, tiny_recording
 from whole_runs import COMMON, checkpoint_of, fit_arguments, metrics_of
 
 from lar_lightning.__main__ import main
-from lar_lightning.export import load_trained_student
+from lar_lightning.export.checkpoint import load_trained_student
 from lar_lightning.segments import LatentVocabulary
 
 CONFIGS = [
@@ -81,7 +81,7 @@ def test_checkpoint_holds_rows_and_nothing_of_the_base_model(trained: Path) -> N
 def test_new_rows_move_and_the_base_model_does_not(trained: Path, tiny_checkpoint: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from lar_lightning.student import load_student
+    from lar_lightning.models.student import load_student
 
     vocabulary = LatentVocabulary.load(trained)
     fresh = load_student(tiny_checkpoint, vocabulary)

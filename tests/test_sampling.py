@@ -5,8 +5,8 @@ import torch
 from test_student import ARCHITECTURES, VOCABULARY, student_of, unit_logits_of
 from torch import Tensor
 
-from lar_lightning.sampling import Sample, cut_at_limit, sample_units
-from lar_lightning.student import Student
+from lar_lightning.models.student import Student
+from lar_lightning.training.sampling import Sample, cut_at_limit, sample_units
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 PROMPTS = [[3, 0, 4, 2], [1], [3, 5, 5, 0, 1, 6, 2]]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lar_lightning import scoring
 from lar_lightning.errors import SettingError
+from lar_lightning.models import scoring
 from lar_lightning.trajectories import ACTION, NO_ENTROPY, Span, Trajectory
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from test_sampling import moved_student
 from test_student import ARCHITECTURES, VOCABULARY, unit_logits_of
 
-from lar_lightning.export import extended_model
-from lar_lightning.served_weights import served_weights, write_served
+from lar_lightning.export.checkpoint import extended_model
+from lar_lightning.training.served_weights import served_weights, write_served
 
 ALL = pytest.mark.parametrize("name", ARCHITECTURES)
 NUM_UNITS = VOCABULARY.base_size + len(VOCABULARY)

@@ -19,9 +19,9 @@ import torch
 from vllm_server import VllmServer, vllm_server
 
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.export import write_checkpoint
+from lar_lightning.export.checkpoint import write_checkpoint
+from lar_lightning.models.student import load_student
 from lar_lightning.segments import LatentAction, LatentVocabulary
-from lar_lightning.student import load_student
 from lar_lightning.tokenizer import decode, encode_text, render_text
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.export import write_checkpoint
+from lar_lightning.export.checkpoint import write_checkpoint
+from lar_lightning.models.student import load_student
 from lar_lightning.segments import LatentAction, LatentVocabulary
-from lar_lightning.student import load_student
 from lar_lightning.tokenizer import encode_text
 from tests.benchmarks.serve import Loads, forced, main, parsed, summary, table
 from tests.benchmarks.serving_figures import figures_of, ideals_of, middle_figures, ratios

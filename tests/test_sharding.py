@@ -20,18 +20,18 @@ from test_student import ARCHITECTURES, VOCABULARY, random_model
 from tiny_run import make_tiny_run
 from whole_runs import fit_arguments, metrics_of
 
-from lar_lightning import student as student_file
 from lar_lightning.__main__ import main
 from lar_lightning.batches import DistillationBatch
-from lar_lightning.checkpoints import META, read_checkpoint, shard_name
+from lar_lightning.distributed.sharding import load_sharded_student
 from lar_lightning.errors import SettingError
-from lar_lightning.export import load_trained_student
+from lar_lightning.export.checkpoint import load_trained_student
+from lar_lightning.models import student as student_file
+from lar_lightning.models.prefixes import read
+from lar_lightning.models.student import Student, load_student
 from lar_lightning.module import LatentActionModule
-from lar_lightning.prefixes import read
+from lar_lightning.recovery.checkpoints import META, read_checkpoint, shard_name
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import OnPolicySettings
-from lar_lightning.sharding import load_sharded_student
-from lar_lightning.student import Student, load_student
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 400

@@ -18,7 +18,7 @@ from slurm_cluster import Cluster, free_port, one_machine_cluster, wait_for, why
 from tiny_run import ROLLOUTS
 from whole_runs import checkpoint_of, fit_arguments, metrics_of
 
-from lar_lightning.requeue import SlurmJob, leave, turns_path
+from lar_lightning.recovery.requeue import SlurmJob, leave, turns_path
 from lar_lightning.trajectories import read_trajectories
 
 pytestmark = [

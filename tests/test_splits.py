@@ -5,10 +5,10 @@ from toy_language import RandomTeacher, strings, trajectory_of, vocabulary_of
 
 from lar_lightning.alignment import align
 from lar_lightning.batches import DistillationBatch, RowTargets, collate
-from lar_lightning.folding import Folding, row_terms
-from lar_lightning.losses import row_weights
+from lar_lightning.losses.distillation import row_weights
+from lar_lightning.losses.folding import Folding, row_terms
+from lar_lightning.losses.splits import SplitTarget, expected_units, taken_units
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.splits import SplitTarget, expected_units, taken_units
 
 IDENTITY = torch.eye(4, dtype=torch.float64)
 

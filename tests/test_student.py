@@ -21,11 +21,11 @@ from transformers import (
 from lar_lightning.alignment import align
 from lar_lightning.batches import DistillationBatch, collate
 from lar_lightning.errors import SettingError
-from lar_lightning.export import extended_model
+from lar_lightning.export.checkpoint import extended_model
+from lar_lightning.models.student import Student, load_student
 from lar_lightning.module import LatentActionModule
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.student import Student, load_student
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 12,
@@ -174,7 +174,7 @@ def test_export_reads_back_as_the_student(name: str, trainable: str, tmp_path: P
 @ALL
 def test_full_training_reaches_the_base_head_through_the_chunked_loss(name: str) -> None:
     """Autograd of the definition: every gradient of the base weights is that of plain logits."""
-    from lar_lightning.folding import row_terms
+    from lar_lightning.losses.folding import row_terms
 
     batch = batch_of(VOCABULARY)
     chunked, plain = (student_of(name, VOCABULARY, trainable="full") for _ in range(2))

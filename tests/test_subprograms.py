@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from lar_lightning.subprograms import run_program
+from lar_lightning.agents.subprograms import run_program
 
 CAREFUL = """
 import signal, sys, time
@@ -30,7 +30,7 @@ def test_the_status_of_a_program_comes_back() -> None:
 
 def test_sigterm_stops_the_program_and_lets_it_save_first(tmp_path: Path) -> None:
     code = (
-        "import sys; from lar_lightning.subprograms import run_program;"
+        "import sys; from lar_lightning.agents.subprograms import run_program;"
         "run_program([sys.executable, 'careful.py']); print('went on')"
     )
     (tmp_path / "careful.py").write_text(CAREFUL)

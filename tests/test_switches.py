@@ -5,8 +5,8 @@ import torch
 from test_student import VOCABULARY, batch_of, student_of
 from torch import nn
 
-from lar_lightning.student import Student
-from lar_lightning.switches import CASTS_INPUT, DISABLED, adapted_layers, switched
+from lar_lightning.models.student import Student
+from lar_lightning.models.switches import CASTS_INPUT, DISABLED, adapted_layers, switched
 
 
 class Lamp(nn.Module):

@@ -10,7 +10,7 @@ from lar_lightning.alignment import align
 from lar_lightning.batches import DistillationBatch, collate
 from lar_lightning.module import LatentActionModule
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.teacher_cache import TeacherCache
+from lar_lightning.training.teacher_cache import TeacherCache
 
 IDENTITY = {"base_model": "one", "latent_vocabulary": "its"}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.export import write_checkpoint
+from lar_lightning.export.checkpoint import write_checkpoint
+from lar_lightning.models.student import load_student
 from lar_lightning.policies import Request, Sampling, generate, open_policy
 from lar_lightning.segments import LatentAction, LatentVocabulary
-from lar_lightning.student import load_student
 from lar_lightning.tokenizer import encode_text
 
 pytestmark = [

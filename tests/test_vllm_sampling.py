@@ -14,11 +14,11 @@ from torch import Tensor
 from toy_language import ALPHABET, END
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lar_lightning.on_policy import OnPolicyStage
-from lar_lightning.sampling import Sample, unit_logits
+from lar_lightning.models.student import Student, Trainable, load_student
 from lar_lightning.settings import OnPolicySettings
-from lar_lightning.student import Student, Trainable, load_student
-from lar_lightning.vllm_sampling import VllmSampler
+from lar_lightning.training.on_policy import OnPolicyStage
+from lar_lightning.training.sampling import Sample, unit_logits
+from lar_lightning.training.vllm_sampling import VllmSampler
 
 pytestmark = [
     pytest.mark.vllm,

@@ -15,9 +15,15 @@ from lar_lightning.errors import SettingError
 from lar_lightning.evaluation.plots import read_curves
 from lar_lightning.module import LatentActionModule
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.tracked_files import artefact
-from lar_lightning.tracked_workspace import MEDIA, PANELS, RESULTS, workspace
-from lar_lightning.tracking import IDENTITY_FILE, TrackedRun, alert, has_key, read_identity
+from lar_lightning.tracking.tracked_files import artefact
+from lar_lightning.tracking.tracked_run import (
+    IDENTITY_FILE,
+    TrackedRun,
+    alert,
+    has_key,
+    read_identity,
+)
+from lar_lightning.tracking.workspace import MEDIA, PANELS, RESULTS, workspace
 from tests.processes import Running
 from tests.wandb_files import Life, curves_of, lives_of
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.benchmarks.benchmark import Task
-from lar_lightning.rollouts import file_settings, split_benchmark, trajectory_path
+from lar_lightning.rollouts.roll_out import file_settings, split_benchmark
+from lar_lightning.run_folder import trajectory_path
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import encode_text, render_chat
 from lar_lightning.trajectories import ACTION, Span, Trajectory, TrajectoryFile, shard_path

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import yaml
 
 from lar_lightning.agents.agent import TurnAgent
+from lar_lightning.agents.subprograms import run_program
 from lar_lightning.artefacts import write_json
 from lar_lightning.errors import SettingError
-from lar_lightning.subprograms import run_program
 
 if TYPE_CHECKING:
     from lar_lightning.agents.workshop import Prepared, Workshop
@@ -54,9 +54,9 @@ class Lar(TurnAgent):
             SettingError: If neither a run nor a configuration is named, or training fails.
         """
         from lar_lightning.agents.workshop import Prepared
-        from lar_lightning.checkpoints import newest_whole
-        from lar_lightning.export import export_run
-        from lar_lightning.runs import checkpoint_path, vocabulary_path
+        from lar_lightning.export.checkpoint import export_run
+        from lar_lightning.recovery.checkpoints import newest_whole
+        from lar_lightning.run_folder import checkpoint_path, vocabulary_path
 
         run_dir = Path(self.run_dir) if self.run_dir else workshop.folder / "run"
         if not self.run_dir:
@@ -122,7 +122,7 @@ def mined_rate(run_dir: Path, export: Path) -> float | None:
     """
     from lar_lightning.mining.corpus import corpus_of
     from lar_lightning.mining.coverage import rate
-    from lar_lightning.rollouts import trajectory_path
+    from lar_lightning.run_folder import trajectory_path
     from lar_lightning.segments import LatentVocabulary
     from lar_lightning.trajectories import read_trajectories, trajectory_files
 
@@ -202,7 +202,7 @@ def _is_trained(run_dir: Path, made_with: dict[str, Any]) -> bool:
 
 def check_held_out(run_dir: Path, held_out_ids: frozenset[str]) -> None:
     """Refuse a run that has learned from tasks on which it is to be tried."""
-    from lar_lightning.rollouts import trajectory_path
+    from lar_lightning.run_folder import trajectory_path
     from lar_lightning.trajectories import read_trajectories, trajectory_files
 
     path = trajectory_path(run_dir, "train")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lar_lightning.collapse.monitor import Alarm
-from lar_lightning.tracking import alert
+from lar_lightning.tracking.tracked_run import alert
 
 if TYPE_CHECKING:
     import lightning as L

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lar_lightning.batches import RowTargets
-from lar_lightning.folding import Folding
+from lar_lightning.losses.folding import Folding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from lar_lightning.evaluation.results.statistics import (
     mean_agreement,
 )
 from lar_lightning.evaluation.runner import Course, Method, MethodRun, evaluate_method, open_engine
-from lar_lightning.export import export_run
-from lar_lightning.rollouts import split_benchmark
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.export.checkpoint import export_run
+from lar_lightning.rollouts.roll_out import split_benchmark
+from lar_lightning.run_folder import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import EvaluationSettings, RolloutSettings
 

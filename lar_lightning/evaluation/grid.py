@@ -36,7 +36,7 @@ from lar_lightning.evaluation.runner import (
     open_engine,
 )
 from lar_lightning.policies import Request, Sampling, generate
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.run_folder import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import EvaluationSettings, GridSettings
 from lar_lightning.tokenizer import decode, render_chat

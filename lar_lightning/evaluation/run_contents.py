@@ -21,7 +21,7 @@ from lar_lightning.evaluation.run_records import (
 )
 from lar_lightning.evaluation.runner import read_header, read_run
 from lar_lightning.evaluation.vocabulary_browser import Use, mined_uses
-from lar_lightning.runs import export_path, vocabulary_path
+from lar_lightning.run_folder import export_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 
 Row = Mapping[str, Any]

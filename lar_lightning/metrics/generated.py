@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lar_lightning.generations import GeneratedSample, repeated_ngrams
+from lar_lightning.metrics.generations import GeneratedSample, repeated_ngrams
 from lar_lightning.metrics.held_out import MetricGroup
 from lar_lightning.metrics.horizon import Horizon
 from lar_lightning.metrics.rates import Ratio, Speed

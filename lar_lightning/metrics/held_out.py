@@ -6,11 +6,11 @@ from torch import nn
 from torchmetrics import Metric
 
 from lar_lightning.batches import DistillationBatch
-from lar_lightning.folding import RowTerms
+from lar_lightning.losses.folding import RowTerms
 from lar_lightning.metrics.horizon import Horizon
 from lar_lightning.metrics.rates import Ratio
 from lar_lightning.metrics.usage import LatentUsage
-from lar_lightning.student import Student
+from lar_lightning.models.student import Student
 
 
 class MetricGroup(nn.Module):

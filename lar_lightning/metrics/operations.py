@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lar_lightning.batches import DistillationBatch
-from lar_lightning.student import Student
+from lar_lightning.models.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)

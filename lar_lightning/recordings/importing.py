@@ -23,7 +23,7 @@ from lar_lightning.errors import SettingError
 from lar_lightning.recordings.episode import Episode
 from lar_lightning.recordings.reading import read_episodes, recorded_files
 from lar_lightning.recordings.rendering import Renderer
-from lar_lightning.rollouts import SPLITS, Split, trajectory_path
+from lar_lightning.run_folder import SPLITS, Split, trajectory_path
 from lar_lightning.settings import RecordingSettings
 from lar_lightning.trajectories import Trajectory, TrajectoryFile, fitted, read_trajectories
 
@@ -160,7 +160,7 @@ def _write(
         print(f"recordings ({split}): {len(wanted)} trajectories, {len(done)} done", flush=True)
     todo = [trajectory for _, trajectory in missing.values()]
     if settings.entropy == "exact" and todo:
-        from lar_lightning.scoring import load_scorer, scored
+        from lar_lightning.models.scoring import load_scorer, scored
 
         model = load_scorer(checkpoint)
         ready = scored(model, todo, tokens_per_batch=settings.tokens_per_batch)

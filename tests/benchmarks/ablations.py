@@ -26,8 +26,8 @@ from lar_lightning.agents import load_agent
 from lar_lightning.benchmarks import benchmark_identity, load_benchmark
 from lar_lightning.evaluation.compare import result_row
 from lar_lightning.evaluation.runner import Course, Method, evaluate_method, open_engine
-from lar_lightning.rollouts import split_benchmark
-from lar_lightning.runs import base_checkpoint, vocabulary_path
+from lar_lightning.rollouts.roll_out import split_benchmark
+from lar_lightning.run_folder import base_checkpoint, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import EvaluationSettings, RolloutSettings
 

@@ -29,8 +29,7 @@ from whole_runs import MINING
 
 from lar_lightning.__main__ import main as run_lar
 from lar_lightning.collapse import DEFAULT_SIGNALS, Alarm, Monitor
-from lar_lightning.rollouts import trajectory_path
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.run_folder import base_checkpoint, trajectory_path
 from lar_lightning.trajectories import read_trajectories
 from tests.benchmarks.plants import force_segments
 

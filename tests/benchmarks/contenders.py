@@ -30,18 +30,17 @@ from torch.nn import functional
 
 from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.batches import DistillationBatch, collate
+from lar_lightning.distributed.sharding import decoder_layers
 from lar_lightning.estimates.backbones import Backbone
 from lar_lightning.estimates.memory import memory_of
 from lar_lightning.estimates.speed import flops_of
 from lar_lightning.loading import TrajectoryLoader
+from lar_lightning.models.recomputation import recompute
+from lar_lightning.models.student import Student
 from lar_lightning.module import LatentActionModule
-from lar_lightning.recomputation import recompute
-from lar_lightning.rollouts import trajectory_path
-from lar_lightning.runs import vocabulary_path
+from lar_lightning.run_folder import trajectory_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.sharding import decoder_layers
-from lar_lightning.student import Student
-from lar_lightning.teacher_cache import TeacherCache
+from lar_lightning.training.teacher_cache import TeacherCache
 from lar_lightning.trajectories import read_trajectories
 from tests.benchmarks.meter import Meter, reports_alone
 from tests.measured_steps import workload_of

@@ -13,7 +13,7 @@ from callbacks import CollapseDetection
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.collapse import Alarm
 from lar_lightning.collapse.actions import scale_learning_rate
-from lar_lightning.runs import vocabulary_path
+from lar_lightning.run_folder import vocabulary_path
 from lar_lightning.segments import LatentAction, LatentVocabulary
 from lar_lightning.tokenizer import decode
 from lar_lightning.trajectories import ACTION, Trajectory

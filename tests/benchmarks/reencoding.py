@@ -24,12 +24,12 @@ from lar_lightning.base_models import load_tokenizer
 from lar_lightning.benchmarks import Task
 from lar_lightning.benchmarks.bfcl import Bfcl
 from lar_lightning.benchmarks.tools.calls import Call, parse_calls
+from lar_lightning.export.reencoding import Reencoded, Reencoder, conversation_of, sum_of
 from lar_lightning.mining.mine import mine
 from lar_lightning.recordings.episode import Episode
 from lar_lightning.recordings.messages import normalized_messages, tool_schemas
 from lar_lightning.recordings.rendering import Renderer
-from lar_lightning.reencoding import Reencoded, Reencoder, conversation_of, sum_of
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.run_folder import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import MiningSettings
 from lar_lightning.tokenizer import extend_tokenizer

@@ -35,8 +35,8 @@ from typing import Any
 import torch
 
 from lar_lightning.benchmarks import load_benchmark
-from lar_lightning.rollouts import split_benchmark
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.rollouts.roll_out import split_benchmark
+from lar_lightning.run_folder import base_checkpoint
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import RolloutSettings
 from tests.benchmarks.serving_figures import Ratio, figures_of, middle_figures, ratios

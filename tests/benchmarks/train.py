@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from lar_lightning.runs import base_checkpoint
+from lar_lightning.run_folder import base_checkpoint
 from tests.benchmarks.contenders import CONTENDERS, pairs_of
 
 Report = dict[str, Any]

@@ -24,7 +24,7 @@ class Optimizer:
         self.name = agent.optimizer or workshop.base_model
         self.checkpoint, self.tokenizer = workshop.checkpoint, workshop.tokenizer
         if agent.optimizer:
-            from lar_lightning.runs import base_checkpoint
+            from lar_lightning.run_folder import base_checkpoint
 
             self.checkpoint = base_checkpoint(agent.optimizer)
             self.tokenizer = load_tokenizer(self.checkpoint)

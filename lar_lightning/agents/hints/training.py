@@ -29,11 +29,11 @@ from lar_lightning.agents.hints.data import TrainingSequence, digest_of, trainin
 from lar_lightning.agents.workshop import Prepared, Workshop
 from lar_lightning.artefacts import replacing, replacing_folder, write_json
 from lar_lightning.base_models import load_tokenizer, model_fingerprint
-from lar_lightning.embeddings import ExtendedEmbedding, LatentRows
 from lar_lightning.errors import SettingError
-from lar_lightning.export import SOURCE_FILE, extended_model
-from lar_lightning.prefixes import read
-from lar_lightning.student import check_plain_head
+from lar_lightning.export.checkpoint import SOURCE_FILE, extended_model
+from lar_lightning.models.embeddings import ExtendedEmbedding, LatentRows
+from lar_lightning.models.prefixes import read
+from lar_lightning.models.student import check_plain_head
 from lar_lightning.tokenizer import encode_text
 
 if TYPE_CHECKING:

@@ -80,7 +80,7 @@ def open_importance(
 
     scorer: TokenClassifier | SelfInformation
     if importance == SELF_INFORMATION:
-        from lar_lightning.scoring import load_scorer
+        from lar_lightning.models.scoring import load_scorer
 
         scorer = SelfInformation(load_scorer(policy), tokenizer)
     else:

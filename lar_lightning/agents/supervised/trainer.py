@@ -117,7 +117,7 @@ class SupervisedTrainer:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        from lar_lightning.student import check_plain_head
+        from lar_lightning.models.student import check_plain_head
 
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
         model.eval()

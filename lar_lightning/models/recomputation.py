@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lar_lightning.switches import CASTS_INPUT, DISABLED, Switch, adapted_layers, switched
+from lar_lightning.models.switches import CASTS_INPUT, DISABLED, Switch, adapted_layers, switched
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from lar_lightning.errors import SettingError
-from lar_lightning.tracking import STEP_METRIC
+from lar_lightning.tracking.tracked_run import STEP_METRIC
 
 NAME = "Latent actions"
 PANELS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from lar_lightning.artefacts import explained_disk_errors
+from lar_lightning.models.student import Student
 from lar_lightning.policies import Request, Sampling, generate
 from lar_lightning.policies.vllm_engine import VllmPolicy, open_vllm
-from lar_lightning.sampling import Sample, cut_at_limit
-from lar_lightning.served_weights import served_weights, write_served
-from lar_lightning.student import Student
+from lar_lightning.training.sampling import Sample, cut_at_limit
+from lar_lightning.training.served_weights import served_weights, write_served
 
 MAX_MODEL_LEN = 8192
 """Longest prompt with its action that the engine makes room for, in units."""

@@ -44,12 +44,12 @@ from torch import Tensor
 
 from lar_lightning.alignment import COLUMNS, AlignedTrajectory, pending_at_edges
 from lar_lightning.batches import DistillationBatch, Movable, collate
-from lar_lightning.offers import Offer, OfferTarget, find_offers, rest_log_probabilities
-from lar_lightning.sampling import Sample, sample_units
+from lar_lightning.losses.offers import Offer, OfferTarget, find_offers, rest_log_probabilities
+from lar_lightning.models.student import Student
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import OnPolicySettings
-from lar_lightning.student import Student
-from lar_lightning.vllm_sampling import VllmSampler
+from lar_lightning.training.sampling import Sample, sample_units
+from lar_lightning.training.vllm_sampling import VllmSampler
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lar_lightning.embeddings import merged_matrix
-from lar_lightning.student import Student
+from lar_lightning.models.embeddings import merged_matrix
+from lar_lightning.models.student import Student
 
 
 @torch.no_grad()

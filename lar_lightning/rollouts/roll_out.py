@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +17,8 @@ from lar_lightning.base_models import load_tokenizer, model_fingerprint
 from lar_lightning.benchmarks import Benchmark, Task
 from lar_lightning.errors import SettingError
 from lar_lightning.policies import open_policy
-from lar_lightning.rollout_shards import WHOLE, Shard, writing
+from lar_lightning.rollouts.shards import WHOLE, Shard, writing
+from lar_lightning.run_folder import SPLITS, Split, trajectory_path
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import RolloutSettings
 from lar_lightning.tokenizer import render_chat
@@ -33,9 +34,6 @@ from lar_lightning.trajectories import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Split = Literal["train", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +61,6 @@ def split_benchmark(benchmark: str, settings: RolloutSettings) -> tuple[list[Tas
         benchmarks.load_benchmark(benchmark), settings.num_held_out, settings.split_seed
     )
     return training[: settings.num_training], held_out
-
-
-def trajectory_path(run_dir: Path, split: Split) -> Path:
-    """Return where a run keeps the trajectories of a split."""
-    return run_dir / "trajectories" / f"{split}.jsonl"
 
 
 def read_split(run_dir: Path, split: Split, settings: RolloutSettings) -> list[Trajectory]:

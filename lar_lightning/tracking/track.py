@@ -5,7 +5,7 @@ from pathlib import Path
 from lar_lightning.errors import SettingError
 from lar_lightning.evaluation.plots import read_curves
 from lar_lightning.evaluation.report import write_report
-from lar_lightning.tracked_files import (
+from lar_lightning.tracking.tracked_files import (
     log_curves,
     log_export,
     log_inputs,
@@ -13,8 +13,8 @@ from lar_lightning.tracked_files import (
     log_results,
     summarize,
 )
-from lar_lightning.tracked_workspace import save_workspace
-from lar_lightning.tracking import TrackedRun, read_identity
+from lar_lightning.tracking.tracked_run import TrackedRun, read_identity
+from lar_lightning.tracking.workspace import save_workspace
 
 
 def track_run(

@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lar_lightning.embeddings import (
+from lar_lightning.errors import SettingError
+from lar_lightning.losses.distillation import Folding, Heads
+from lar_lightning.models.embeddings import (
     ExtendedEmbedding,
     Initialization,
     LatentRows,
     initialize_rows,
     root_mean_square,
 )
-from lar_lightning.errors import SettingError
-from lar_lightning.losses import Folding, Heads
-from lar_lightning.prefixes import read
+from lar_lightning.models.prefixes import read
+from lar_lightning.models.switches import CASTS_INPUT, DISABLED, adapted_layers, switched
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.switches import CASTS_INPUT, DISABLED, adapted_layers, switched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import lightning as L
     from transformers import PreTrainedTokenizerFast
 
-    from lar_lightning.student import Student
+    from lar_lightning.models.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def generate(
     """
     import torch
 
-    from lar_lightning.sampling import sample_units
+    from lar_lightning.training.sampling import sample_units
 
     if not prompts:
         return []

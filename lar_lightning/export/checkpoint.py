@@ -21,12 +21,18 @@ from torch import nn
 
 from lar_lightning.artefacts import replacing_folder, write_json, write_text
 from lar_lightning.base_models import load_tokenizer
-from lar_lightning.checkpoints import check_checkpoint, modified, newest_whole, read_checkpoint
-from lar_lightning.embeddings import merged_matrix
 from lar_lightning.errors import SettingError
-from lar_lightning.export_checks import check_export, probes_of, reference_of
-from lar_lightning.model_card import model_card
-from lar_lightning.runs import (
+from lar_lightning.export.checks import check_export, probes_of, reference_of
+from lar_lightning.export.model_card import model_card
+from lar_lightning.models.embeddings import merged_matrix
+from lar_lightning.models.student import Student, load_student
+from lar_lightning.recovery.checkpoints import (
+    check_checkpoint,
+    modified,
+    newest_whole,
+    read_checkpoint,
+)
+from lar_lightning.run_folder import (
     base_checkpoint,
     checkpoint_path,
     export_path,
@@ -34,7 +40,6 @@ from lar_lightning.runs import (
     vocabulary_path,
 )
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import Student, load_student
 from lar_lightning.tokenizer import check_texts, extend_tokenizer
 
 if TYPE_CHECKING:
@@ -91,7 +96,7 @@ def export_run(
         or vocabulary, the folder holds something else, or the export is not what was trained.
     """
     if options.push_to_hub is not None:
-        from lar_lightning.hub import check_hub
+        from lar_lightning.export.hub import check_hub
 
         check_hub(options.push_to_hub)
     last = checkpoint_path(run_dir)
@@ -145,7 +150,7 @@ def export_run(
     served = LatentVocabulary.load(vocabulary_path(target))
     _write_card(target, base_model, base, served, run_dir, origin)
     if options.push_to_hub is not None:
-        from lar_lightning.hub import push
+        from lar_lightning.export.hub import push
 
         push(target, options.push_to_hub)
     return target

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lar_lightning.batches import RowTargets
-from lar_lightning.folding import Folding, RowTerms
-from lar_lightning.losses import Heads, distillation_loss
+from lar_lightning.losses.distillation import Heads, distillation_loss
+from lar_lightning.losses.folding import Folding, RowTerms
 from lar_lightning.settings import DistillationSettings
 
 UNITS = DistillationSettings(objective="cross_entropy")

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from lar_lightning.base_models import load_tokenizer
 from lar_lightning.errors import SettingError
-from lar_lightning.reencoding import Reencoder, conversation_of, sum_of
+from lar_lightning.export.reencoding import Reencoder, conversation_of, sum_of
+from lar_lightning.models.student import Student
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import Student
 from lar_lightning.tokenizer import decode, encode_text
 from lar_lightning.trajectories import Trajectory
 
@@ -56,7 +56,7 @@ class Reference:
 
 def corpus_of(run_dir: Path, split: str) -> list[Trajectory]:
     """Return a run's trajectories up to a limit; none where it has no such file."""
-    from lar_lightning.rollouts import trajectory_path
+    from lar_lightning.run_folder import trajectory_path
     from lar_lightning.trajectories import read_trajectories, trajectory_files
 
     path = trajectory_path(run_dir, split)  # type: ignore[arg-type]

@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lar_lightning.batches import DistillationBatch, RowTargets
-from lar_lightning.folding import Folding, RowTerms, row_terms
-from lar_lightning.offers import OfferTarget
-from lar_lightning.residues import Residues
+from lar_lightning.losses.folding import Folding, RowTerms, row_terms
+from lar_lightning.losses.offers import OfferTarget
+from lar_lightning.losses.residues import Residues
+from lar_lightning.losses.splits import SplitTarget
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.splits import SplitTarget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lar_lightning.artefacts import disk_error
-from lar_lightning.checkpoints import (
+from lar_lightning.distributed.sharding import as_shard, local_rows
+from lar_lightning.errors import SettingError
+from lar_lightning.recovery.checkpoints import (
     META,
     Rows,
     next_path,
@@ -29,8 +31,6 @@ from lar_lightning.checkpoints import (
     split_shards,
     take_place,
 )
-from lar_lightning.errors import SettingError
-from lar_lightning.sharding import as_shard, local_rows
 
 
 class RunCheckpointIO(TorchCheckpointIO):

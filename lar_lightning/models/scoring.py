@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lar_lightning.errors import SettingError
-from lar_lightning.student import check_plain_head
+from lar_lightning.models.student import check_plain_head
 from lar_lightning.trajectories import Trajectory
 
 if TYPE_CHECKING:

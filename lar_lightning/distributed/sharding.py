@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lar_lightning.embeddings import Initialization, initial_rows
 from lar_lightning.errors import SettingError
+from lar_lightning.models.embeddings import Initialization, initial_rows
+from lar_lightning.models.student import Student, Trainable
 from lar_lightning.segments import LatentVocabulary
-from lar_lightning.student import Student, Trainable
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

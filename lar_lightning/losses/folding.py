@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lar_lightning.batches import RowTargets
-from lar_lightning.divergences import Banned, binary_divergence, divergence
-from lar_lightning.offers import OfferTarget, offered_divergence
-from lar_lightning.residues import Residues
+from lar_lightning.losses.divergences import Banned, binary_divergence, divergence
+from lar_lightning.losses.offers import OfferTarget, offered_divergence
+from lar_lightning.losses.residues import Residues
+from lar_lightning.losses.splits import SplitTarget, taken_units, unit_logits
 from lar_lightning.settings import DistillationSettings
-from lar_lightning.splits import SplitTarget, taken_units, unit_logits
 
 
 class Folding(nn.Module):

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lar_lightning.alignment import Pending
-from lar_lightning.divergences import NEVER, Banned, divergence, log_complement
+from lar_lightning.losses.divergences import NEVER, Banned, divergence, log_complement
 from lar_lightning.segments import LatentVocabulary, TrieNode
 from lar_lightning.settings import DistillationSettings
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from lar_lightning.models.student import Student
 from lar_lightning.policies.transformers_engine import left_padded
-from lar_lightning.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lar_lightning.artefacts import differences, replacing, write_json
 from lar_lightning.batches import DistillationBatch
-from lar_lightning.processes import is_any
+from lar_lightning.distributed.processes import is_any
 
 Read = Callable[[Tensor, Tensor], Tensor]
 """Ids and mask to hidden states."""

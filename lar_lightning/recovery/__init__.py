@@ -1,0 +1,1 @@
+"""What lets a run that ended at any moment go on."""

@@ -1,0 +1,1 @@
+"""A policy's own trajectories, rolled out by one machine or by many."""
