@@ -2,14 +2,14 @@
 
 The model writes an action in chunks, one request each. Into every chunk of its thought goes a hint,
 and the model goes on behind it, as if somebody had reminded it. The rules are those of the paper
-(`hints/rules.py` has them): nothing is generated twice, hints become rarer and move towards the end of
-their chunks. Each action begins with a short chunk again, and what stands outside the thought,
+(`hints/rules.py` has them): nothing is generated twice, hints become rarer and move towards the end
+of their chunks. Each action begins with a short chunk again, and what stands outside the thought,
 actions and code, gets no hints and is written in one request.
 
 The environment reads actions without hints, but the model reads on with them, also in later turns.
 The limit of an action counts what the model wrote; hints are counted as usage (`num_hint_units`).
-With `is_trained` the hint is not a text but trained embeddings (ConciseHint-T, `hints/training.py`).
-Decoding is that of all compared methods, where the paper samples.
+With `is_trained` the hint is not a text but trained embeddings (ConciseHint-T,
+`hints/training.py`). Decoding is that of all compared methods, where the paper samples.
 """
 
 from collections.abc import Generator, Sequence
