@@ -24,7 +24,7 @@ PURE = (
     "mining",
 )
 ROOMS = (
-    *("errors", "artefacts", "parameter_patterns", "settings"),
+    *("errors", "artefacts", "settings"),
     *("automaton", "segments", "trajectories", "base_models", "tokenizer", "run_folder"),
     *("policies", "benchmarks", "mining"),
     *("alignment", "batches", "loading", "losses", "models"),

@@ -18,7 +18,7 @@ from lar_lightning.mining.parameters import (
     pattern_matches,
     texts_of_kinds,
 )
-from lar_lightning.parameter_patterns import PARAMETER_PATTERNS
+from lar_lightning.settings.parameter_patterns import PARAMETER_PATTERNS
 from lar_lightning.tokenizer import decode, encode_text
 
 if TYPE_CHECKING:
