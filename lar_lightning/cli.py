@@ -3,6 +3,7 @@
 `base_model`, `benchmark`, `run_dir` and `evaluation` stand at the top.
 """
 
+import json
 import logging
 import os
 import signal
@@ -10,10 +11,12 @@ import sys
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -32,6 +35,8 @@ from lar_lightning.recovery.run_lock import is_first_process, locked
 from lar_lightning.run_folder import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
 from lar_lightning.training.progress import progress_bar
+
+DATA_OPTION = "--data.init_args."
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -190,6 +195,10 @@ def run_trainer_verb(arguments: list[str] | None) -> RunCLI:
     """Run `fit`, `validate`, `test` or `predict`; None takes the command line."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     silence_known_noise()
+    if arguments is None:
+        sys.argv[1:] = to_the_letter(sys.argv[1:])
+    else:
+        arguments = to_the_letter(arguments)
     return RunCLI(
         LatentActionModule,
         L.LightningDataModule,
@@ -198,6 +207,42 @@ def run_trainer_verb(arguments: list[str] | None) -> RunCLI:
         trainer_defaults={"use_distributed_sampler": False},
         save_config_kwargs={"overwrite": True},
     )
+
+
+def to_the_letter(arguments: list[str]) -> list[str]:
+    """Write lists of texts among the data's options as a configuration, which comes through whole.
+
+    As an option of `init_args` jsonargparse writes a list out as Python does and reads it as YAML:
+    backslashes of a regular expression are doubled, and some quotes end in an error.
+    """
+    whole: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        name, equals, value = argument.partition("=")
+        if not name.startswith(DATA_OPTION):
+            whole.append(argument)
+            continue
+        given = [argument] if equals else [argument, *islice(pending, 1)]
+        texts = _texts(value if equals else given[-1])
+        if texts is None:
+            whole += given
+            continue
+        nested: Any = texts
+        for key in reversed(name.removeprefix("--").split(".")):
+            nested = {key: nested}
+        whole.append(f"--config={json.dumps(nested)}")
+    return whole
+
+
+def _texts(value: str) -> list[Any] | None:
+    """Return the list that a value is, where it holds text."""
+    if not value.lstrip().startswith("["):
+        return None
+    try:
+        items = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return None  # the parser says what is wrong with it
+    return items if any(isinstance(item, str) for item in items) else None
 
 
 def silence_known_noise() -> None:
