@@ -10,6 +10,8 @@ from lar_lightning.agents import load_agent
 from lar_lightning.artefacts import write_json, write_text
 from lar_lightning.benchmarks import benchmark_identity, load_benchmark
 from lar_lightning.benchmarks.sandbox import isolation_report
+from lar_lightning.evaluation.results.cells import CellRun
+from lar_lightning.evaluation.results.comparison import compare_cells
 from lar_lightning.evaluation.results.statistics import (
     bootstrap_interval,
     identical_share,
@@ -73,7 +75,8 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
     Counts are those of its first run, times are means over runs with their range.
 
     Agreement is the shared prefix with vanilla texts, beside it the share of identical ones; for
-    vanilla itself, that of its different runs: the floor.
+    vanilla itself, that of its different runs: the floor. Other methods are held against vanilla
+    task by task, see `compare_cells`.
     """
     first = runs[0]
     seconds = [run.wall_clock_seconds for run in runs]
@@ -117,7 +120,27 @@ def result_row(runs: Sequence[MethodRun], vanilla: Sequence[MethodRun], benchmar
         "expanded_tokens_per_second_range": [round(min(speeds), 2), round(max(speeds), 2)],
         "agreement": round(float(np.mean(agreements)), 4) if agreements else 1.0,
         "identical_texts": round(float(np.mean(identical)), 4) if identical else 1.0,
+        "against_vanilla": (
+            None
+            if first.method == vanilla[0].method
+            else compare_cells(_cells(runs, benchmark), _cells(vanilla, benchmark))
+        ),
     }
+
+
+def _cells(runs: Sequence[MethodRun], benchmark: str) -> list[CellRun]:
+    return [
+        CellRun(
+            backbone="",
+            benchmark=benchmark,
+            method=run.method,
+            seed=0,
+            run=run.run,
+            episodes=run.episodes,
+            wall_clock_seconds=run.wall_clock_seconds,
+        )
+        for run in runs
+    ]
 
 
 def _expanded(run: MethodRun) -> int:
@@ -156,7 +179,32 @@ def markdown_table(rows: Sequence[Row]) -> str:
         "text; beside it the share of tasks with the same text; in the vanilla row, between "
         "vanilla's own runs (the floor).\n"
     )
-    return "\n".join([*head, *lines]) + "\n" + notes
+    return "\n".join([*head, *lines]) + "\n" + notes + "".join(map(verdict, rows))
+
+
+def verdict(row: Row) -> str:
+    """Say what was lost and what was saved against vanilla, and whether chance explains it."""
+    against = row["against_vanilla"]
+    if against is None:
+        return ""
+    low, high = against["score_difference_interval_95"]
+    units = ""
+    if against["action_tokens_change"] is not None:
+        least, most = against["action_tokens_change_interval_95"]
+        units = (
+            f"; generated units {_signed(against['action_tokens_change'])} % "
+            f"({_signed(least)} to {_signed(most)})"
+        )
+    return (
+        f"\n{row['method']} against vanilla on the same tasks (95 % intervals): score "
+        f"{_signed(against['score_difference'])} points ({_signed(low)} to {_signed(high)}), "
+        f"p = {against['mcnemar_p']:.2g} of McNemar's exact test{units}.\n"
+    )
+
+
+def _signed(share: float) -> str:
+    """Write a share in hundredths, a change with its sign."""
+    return f"{100 * share:+.1f}"
 
 
 def _cell(value: Any) -> str:

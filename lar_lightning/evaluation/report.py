@@ -34,7 +34,10 @@ REPORT_FILE = "report.html"
 NOTHING = "\u2013"
 SCRIPT = "page.js"
 RESULT_COLUMNS = {
-    "score": ("Score", "share of tasks solved, mean over runs; 95 % interval over tasks"),
+    "score": (
+        "Score",
+        "share of tasks solved, mean over runs; 95 % interval over tasks; McNemar's exact p",
+    ),
     "generated_units": ("Generated units", "steps of decoding; below, against vanilla"),
     "expanded_tokens": ("Expanded tokens", "base tokens of the text that those units stand for"),
     "units_per_expanded_token": (
@@ -230,7 +233,10 @@ def _result_cell(row: Row, key: str) -> tuple[str, str]:
     if key == "generated_units" and not is_vanilla:
         return number(row[key]), percent(row["generated_units_against_vanilla"], signed=True)
     values = row.get(SPREADS.get(key, ""))
-    return number(row[key]), spread(values) if values else ""
+    below = spread(values) if values else ""
+    if key == "score" and row.get("against_vanilla"):
+        below += f"; p = {row['against_vanilla']['mcnemar_p']:.2g} against vanilla"
+    return number(row[key]), below
 
 
 def method_name(row: Row) -> str:
