@@ -193,7 +193,8 @@ def verdict(row: Row) -> str:
         least, most = against["action_tokens_change_interval_95"]
         units = (
             f"; generated units {_signed(against['action_tokens_change'])} % "
-            f"({_signed(least)} to {_signed(most)})"
+            f"({_signed(least)} to {_signed(most)}), of which latents bring "
+            f"{_signed(row['units_per_expanded_token'] - 1)} % and the length of the text the rest"
         )
     return (
         f"\n{row['method']} against vanilla on the same tasks (95 % intervals): score "
