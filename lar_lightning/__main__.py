@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     2 for what the user can put right, said in one line.
     """
-    given, arguments = arguments, sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else arguments
     from lar_lightning.verbs import VERBS
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             with held_signals():  # until a callback listens: imports take seconds
                 from lar_lightning.cli import run_trainer_verb
 
-                run_trainer_verb(given)
+                run_trainer_verb(arguments)
         elif verb in VERBS:
             from lar_lightning.verbs import run_verb
 

@@ -36,7 +36,7 @@ from lar_lightning.run_folder import checkpoint_path
 from lar_lightning.settings import EvaluationSettings
 from lar_lightning.training.progress import progress_bar
 
-DATA_OPTION = "--data.init_args."
+DATA_OPTION = "--data."
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -191,19 +191,15 @@ def _checkpoint_folder(run_dir: Path) -> str:
     return str(Path(run_dir) / "checkpoints")
 
 
-def run_trainer_verb(arguments: list[str] | None) -> RunCLI:
-    """Run `fit`, `validate`, `test` or `predict`; None takes the command line."""
+def run_trainer_verb(arguments: list[str]) -> RunCLI:
+    """Run `fit`, `validate`, `test` or `predict`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     silence_known_noise()
-    if arguments is None:
-        sys.argv[1:] = to_the_letter(sys.argv[1:])
-    else:
-        arguments = to_the_letter(arguments)
     return RunCLI(
         LatentActionModule,
         L.LightningDataModule,
         subclass_mode_data=True,
-        args=arguments,
+        args=to_the_letter(arguments),
         trainer_defaults={"use_distributed_sampler": False},
         save_config_kwargs={"overwrite": True},
     )
@@ -228,7 +224,8 @@ def to_the_letter(arguments: list[str]) -> list[str]:
             whole += given
             continue
         nested: Any = texts
-        for key in reversed(name.removeprefix("--").split(".")):
+        keys = name.removeprefix(DATA_OPTION).removeprefix("init_args.").split(".")
+        for key in reversed(["data", "init_args", *keys]):
             nested = {key: nested}
         whole.append(f"--config={json.dumps(nested)}")
     return whole
@@ -252,6 +249,7 @@ def silence_known_noise() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*module.s. in eval mode at the start of training.*",  # the student stays there on purpose
         ".*does not have many workers.*",
+        "LightningCLI's args parameter is intended to run from within Python.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a run folder is resumed
         ".*Experiment logs directory .* exists.*",
     ):

@@ -8,14 +8,16 @@ from lar_lightning.evaluation.compare import markdown_table, result_row
 from lar_lightning.evaluation.runner import MethodRun
 
 
-def run_of(method: str, num_solved: int, num_units: int, *, is_last: bool = False) -> MethodRun:
+def run_of(
+    method: str, num_solved: int, num_units: int, *, num_tokens: int = 20, is_last: bool = False
+) -> MethodRun:
     """Return a run of 20 tasks, of which the first or the last are solved."""
     solved = range(20 - num_solved, 20) if is_last else range(num_solved)
     episodes = tuple(
         make_episode(
             f"t{task:02}",
             is_success=task in solved,
-            requests=(make_request(num_units, expanded=20),),
+            requests=(make_request(num_units, expanded=num_tokens),),
         )
         for task in range(20)
     )
@@ -36,15 +38,11 @@ def test_a_student_is_held_against_its_base_model_task_by_task() -> None:
 
 
 def test_the_table_ends_with_what_was_lost_and_saved() -> None:
-    vanilla = [run_of("vanilla", 10, 20)]
-    table = markdown_table(
-        [result_row(runs, vanilla, "toy") for runs in (vanilla, [run_of("lar", 4, 15)])]
-    )
-    last = table.splitlines()[-1]
+    vanilla, lar = [run_of("vanilla", 10, 20)], [run_of("lar", 4, 12, num_tokens=16)]
+    table = markdown_table([result_row(runs, vanilla, "toy") for runs in (vanilla, lar)])
     assert re.fullmatch(
         r"lar against vanilla on the same tasks \(95 % intervals\): score -30\.0 points "
-        r"\(-\d\d\.\d to -\d+\.\d\), p = 0\.031 of McNemar's exact test; generated units -25\.0 % "
-        r"\(-25\.0 to -25\.0\), of which latents bring -25\.0 % and the length of the text the "
-        r"rest\.",
-        last,
+        r"\(-\d\d\.\d to -\d+\.\d\), p = 0\.031 of McNemar's exact test; generated units -40\.0 % "
+        r"\(-40\.0 to -40\.0\), from -20\.0 % text and -25\.0 % units per token\.",
+        table.splitlines()[-1],
     )

@@ -29,7 +29,7 @@ from lar_lightning.evaluation.examples import (
     sides,
 )
 from lar_lightning.evaluation.plots import read_curves, running_mean
-from lar_lightning.evaluation.report import headline, latents, write_report
+from lar_lightning.evaluation.report import headline, latents, result_table, write_report
 from lar_lightning.evaluation.run_contents import read_contents
 from lar_lightning.evaluation.run_plots import boundary_plot, small_plots
 from lar_lightning.evaluation.run_records import (
@@ -314,3 +314,11 @@ def test_headline_tells_savings_from_shorter_texts():
     assert figures["saved_by_latents"] == pytest.approx(0.1)
     assert figures["change_of_text"] == pytest.approx(-0.5)
     assert figures["floor"] is None
+
+
+def test_a_score_stands_beside_its_interval_and_p_against_vanilla(run_dir: Path) -> None:
+    rows = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    score = next(column for column in result_table(rows) if column["name"] == "Score")
+    (_, below_vanilla), (_, below_lar) = score["cells"]
+    assert "p =" not in below_vanilla
+    assert re.search(r" to .*; p = [\d.e-]+ against vanilla$", below_lar)

@@ -193,8 +193,9 @@ def verdict(row: Row) -> str:
         least, most = against["action_tokens_change_interval_95"]
         units = (
             f"; generated units {_signed(against['action_tokens_change'])} % "
-            f"({_signed(least)} to {_signed(most)}), of which latents bring "
-            f"{_signed(row['units_per_expanded_token'] - 1)} % and the length of the text the rest"
+            f"({_signed(least)} to {_signed(most)}), from "
+            f"{_signed(row['expanded_tokens_against_vanilla'])} % text and "
+            f"{_signed(row['units_per_expanded_token'] - 1)} % units per token"
         )
     return (
         f"\n{row['method']} against vanilla on the same tasks (95 % intervals): score "
