@@ -20,10 +20,8 @@ from lar_lightning.batches import DistillationBatch
 from lar_lightning.distributed.processes import first_fault, share_progress
 from lar_lightning.distributed.sharding import decoder_layers, load_sharded_student
 from lar_lightning.errors import SettingError
-from lar_lightning.losses.distillation import RowTerms, distillation_loss, fault_of
+from lar_lightning.losses.distillation import RowTerms, fault_of
 from lar_lightning.losses.grounding import grounding_loss
-from lar_lightning.losses.residues import residues
-from lar_lightning.losses.splits import expected_units
 from lar_lightning.models.embeddings import Initialization
 from lar_lightning.models.recomputation import recompute
 from lar_lightning.models.student import Student, Trainable, load_student
@@ -38,6 +36,7 @@ from lar_lightning.run_folder import (
 from lar_lightning.segments import LatentVocabulary
 from lar_lightning.settings import DistillationSettings, OnPolicySettings
 from lar_lightning.tokenizer import check_tokenizer
+from lar_lightning.training.comparison import HiddenStates, compare, compare_samples
 from lar_lightning.training.on_policy import OnPolicyBatch, OnPolicyStage, SampleCounts
 from lar_lightning.training.schedules import warmup_cosine
 from lar_lightning.training.teacher_cache import TeacherCache
@@ -328,49 +327,21 @@ class LatentActionModule(L.LightningModule):
 
         Default is the exact divergence, by which runs of all settings are validated.
         """
-        teacher, student = self._hidden(batch, cache=self.teacher_cache)
-        heads, target = self.student.heads, None
-        if settings.split != "nll":
-            target = expected_units(
-                teacher[batch.decisions.teacher_rows],
-                heads.teacher,
-                batch.decisions,
-                batch.targets,
-                rows_per_chunk=self.rows_per_chunk,
-            )
-        rows, taken = student[batch.student_rows], None
-        if settings.pending == "residual":
-            taken = residues(
-                rows, heads, batch.targets, batch.pendings, rows_per_chunk=self.rows_per_chunk
-            )
-        return distillation_loss(
-            teacher[batch.teacher_rows],
-            rows,
-            heads,
-            batch.targets,
-            self.student.folding,
-            settings=settings,
-            split_target=target,
-            residues=taken,
-            rows_per_chunk=self.rows_per_chunk,
-        )
+        hidden = self._hidden(batch, cache=self.teacher_cache)
+        return compare(hidden, batch, self.student, settings, rows_per_chunk=self.rows_per_chunk)
 
     def compare_samples(self, batch: OnPolicyBatch) -> tuple[Tensor, RowTerms]:
         """Return the mean loss in nats of what the student wrote, and its terms."""
-        teacher, student = self._hidden(batch.pairs)
-        heads = self.student.heads
-        return distillation_loss(
-            teacher[batch.pairs.teacher_rows],
-            student[batch.pairs.student_rows],
-            heads,
-            batch.pairs.targets,
-            self.student.folding,
-            settings=DistillationSettings(
-                divergence=self.on_policy.divergence,
-                beta=self.on_policy.beta,
-                split_weight=self.distillation.split_weight,
-            ),
-            split_target=batch.target(teacher, heads.teacher, self.rows_per_chunk),
+        settings = DistillationSettings(
+            divergence=self.on_policy.divergence,
+            beta=self.on_policy.beta,
+            split_weight=self.distillation.split_weight,
+        )
+        return compare_samples(
+            self._hidden(batch.pairs),
+            batch,
+            self.student,
+            settings,
             rows_per_chunk=self.rows_per_chunk,
         )
 
@@ -380,7 +351,7 @@ class LatentActionModule(L.LightningModule):
         *,
         cache: TeacherCache | None = None,
         is_grounding: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> HiddenStates:
         """Return the hidden states of all of the teacher's and the student's positions.
 
         From a cache, the teacher's where the loss reads them.

@@ -17,9 +17,10 @@ from lar_lightning.alignment import AlignedTrajectory, align
 from lar_lightning.batches import DistillationBatch, collate
 from lar_lightning.estimates.backbones import Backbone
 from lar_lightning.estimates.workload import Workload
-from lar_lightning.losses.distillation import distillation_loss
 from lar_lightning.models.student import Student
 from lar_lightning.segments import LatentAction, LatentVocabulary
+from lar_lightning.settings import DistillationSettings
+from lar_lightning.training.comparison import compare
 from lar_lightning.trajectories import ACTION, Span, Trajectory
 
 PHASES = ("forward", "backward", "optimizer")
@@ -168,14 +169,8 @@ def loss_of(student: Student, batch: DistillationBatch, rows_per_chunk: int) -> 
     """Return the loss of a batch, as the module computes it."""
     teacher = student.teacher_hidden(batch.teacher_ids, batch.teacher_mask).flatten(0, 1)
     hidden = student.student_hidden(batch.student_ids, batch.student_mask).flatten(0, 1)
-    loss, _ = distillation_loss(
-        teacher[batch.teacher_rows],
-        hidden[batch.student_rows],
-        student.heads,
-        batch.targets,
-        student.folding,
-        rows_per_chunk=rows_per_chunk,
-    )
+    settings = DistillationSettings()
+    loss, _ = compare((teacher, hidden), batch, student, settings, rows_per_chunk=rows_per_chunk)
     return loss
 
 
