@@ -192,17 +192,26 @@ def _checkpoint_folder(run_dir: Path) -> str:
 
 
 def run_trainer_verb(arguments: list[str]) -> RunCLI:
-    """Run `fit`, `validate`, `test` or `predict`."""
+    """Run `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        KeyboardInterrupt: if Ctrl-C came, which Lightning ends with without a word.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     silence_known_noise()
-    return RunCLI(
-        LatentActionModule,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        args=to_the_letter(arguments),
-        trainer_defaults={"use_distributed_sampler": False},
-        save_config_kwargs={"overwrite": True},
-    )
+    try:
+        return RunCLI(
+            LatentActionModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            args=to_the_letter(arguments),
+            trainer_defaults={"use_distributed_sampler": False},
+            save_config_kwargs={"overwrite": True},
+        )
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
 
 
 def to_the_letter(arguments: list[str]) -> list[str]:

@@ -63,7 +63,7 @@ class LatentActionModule(L.LightningModule):
         trainable: Trainable = "rows",
         initialization: Initialization = "constituents",
         learning_rate: float = 0.05,
-        lora_learning_rate: float = 2e-4,
+        lora_learning_rate: float = 1e-4,
         base_learning_rate: float = 1e-5,
         weight_decay: float = 0.0,
         lora_rank: int = 16,

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     Make = Callable[..., Trajectory]
 
 NAMES = ("numbers", "strings", "text", "letter", "current", "threshold", "total", "longest")
-LOOSE = MiningSettings(max_latents=12, min_support=4, max_misaligned_share=0.1)
+LOOSE = MiningSettings(
+    max_latents=12,
+    min_support=4,
+    max_entropy=2.0,
+    min_certain_share=0.8,
+    max_misaligned_share=0.1,
+)
 """Eight places of a text are few, and say little about the next."""
 FRAME = (
     "def {0}({0}):\n    result = []\n"

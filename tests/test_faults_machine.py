@@ -232,5 +232,6 @@ def test_interrupt_from_the_keyboard_keeps_what_is_finished(
     running = Running(arguments, tmp_path / "out.txt")
     running.wait_for((run_dir / "checkpoints" / LAST).exists)
     running.send(signal.SIGINT)
-    assert running.wait(60) not in (0, None), running.said
+    assert running.wait(60) == 130, running.said
+    assert "the same command goes on from there" in running.said
     assert is_whole(run_dir / "checkpoints" / LAST)

@@ -102,5 +102,5 @@ def test_prompt_tokens_are_worth_less_than_generated_ones() -> None:
 
 def test_support_is_a_number_of_tasks_or_a_share_of_them() -> None:
     assert [MiningSettings(min_support=8).least_support(n) for n in (4, 400)] == [8, 8]
-    assert [MiningSettings(min_support=0.16).least_support(n) for n in (4, 120, 400)] == [1, 20, 64]
+    assert [MiningSettings(min_support=0.16).least_support(n) for n in (4, 120, 400)] == [2, 20, 64]
     assert MiningSettings(min_support=1).least_support(50) == 1

@@ -18,7 +18,7 @@ def test_patterns_come_through_whole(
 ) -> None:
     option, value = f"{mining}.parameter_patterns", json.dumps(PATTERNS)
     given = [f"{option}={value}"] if is_one_word else [option, value]
-    others = ["--config=configs/lar/actions.yaml", *given, f"{mining}.max_latents=3"]
+    others = ["--config=configs/tool_calls.yaml", *given, f"{mining}.max_latents=3"]
     with pytest.raises(SystemExit, match="0"):
         main(["fit", *others, "--print_config"])
     settings = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["mining"]

@@ -248,7 +248,8 @@ def test_units_of_text_are_the_code_of_its_ids_on_real_code(
         )
         for task in tasks[:120]
     ]
-    mined = mine(trajectories, tokenizer, MiningSettings(max_latents=48))
+    settings = MiningSettings(max_latents=48, min_support=8, max_misaligned_share=0.005)
+    mined = mine(trajectories, tokenizer, settings)
     vocabulary = mined.vocabulary
     assert 40 <= len(vocabulary) <= 48
     assert mined.comparison.different_share <= 1e-3

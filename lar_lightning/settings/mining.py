@@ -15,21 +15,21 @@ class MiningSettings:
 
     max_latents: int = 64
     """Budget K. 0 is the control: the same training without latents."""
-    min_support: int | float = 8
+    min_support: int | float = 0.16
     """Fewest distinct tasks in which a segment occurs: a number, or below 1 a share of the tasks
-    that are mined."""
+    that are mined. What few tasks share is content, and seldom the right one elsewhere."""
     max_length: int = 16
     """Longest segment, in base tokens."""
-    max_entropy: float = 2.0
+    max_entropy: float = 0.5
     """H_max in nats: a token above it is a decision and only ever begins a segment."""
-    min_certain_share: float = 0.8
+    min_certain_share: float = 0.9
     """Share of a segment's occurrences that must be free of decisions after the first token."""
     temperature: float | None = None
     """Mine only trajectories sampled at this temperature: that of serving. The others still veto
     unstable texts. None mines all."""
-    max_misaligned_share: float = 0.005
+    max_misaligned_share: float = 0.02
     """Largest share of the places of a segment's text where the tokens are others than the
-    segment's."""
+    segment's. Of some hundred tasks, one odd place must not veto what begins every action."""
     parameter_patterns: tuple[str, ...] = PARAMETER_PATTERNS
     """Regular expressions of values that a task brings with it: no segment contains a part of a
     match."""
@@ -94,6 +94,6 @@ class MiningSettings:
                 ) from error
 
     def least_support(self, num_tasks: int) -> int:
-        """Return the fewest of so many tasks in which a segment occurs."""
+        """Return the fewest of so many tasks in which a segment occurs; by a share, at least 2."""
         share = self.min_support
-        return max(ceil(share * num_tasks), 1) if share < 1 else int(share)
+        return max(ceil(share * num_tasks), 2) if share < 1 else int(share)
