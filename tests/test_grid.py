@@ -16,6 +16,7 @@ from lar_lightning.benchmarks import BENCHMARKS
 from lar_lightning.errors import NothingToLearn, SettingError
 from lar_lightning.evaluation import runner
 from lar_lightning.evaluation.ablate import ablate, reparameterization_rate
+from lar_lightning.evaluation.grid import Grid
 from lar_lightning.evaluation.runner import EpisodeFile, MethodRun, read_run
 from lar_lightning.settings import EvaluationSettings, GridSettings
 
@@ -153,6 +154,30 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         run_grid(tmp_path, tiny_checkpoint, **changes)
+    assert not list(tmp_path.iterdir())  # nothing was played
+
+
+def test_a_benchmark_of_held_out_tasks_alone_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ToyBenchmark.load_tasks
+    monkeypatch.setattr(
+        ToyBenchmark,
+        "load_tasks",
+        lambda self: [replace(task, is_held_out=True) for task in load(self)],
+    )
+    Grid(
+        grid_dir=tmp_path,
+        backbones={"tiny": "none"},
+        benchmarks=["toy"],
+        methods={"vanilla": {}, "acon": {}},
+        settings=GRID,
+        evaluation=EVALUATION,
+    )
+    learners = {"lar": {"config": "configs/tool_calls.yaml"}, "tokenskip": {}}
+    for label, settings in learners.items():
+        with pytest.raises(SettingError, match=f"`methods.{label}` must have training tasks"):
+            run_grid(tmp_path, tmp_path, methods={label: settings})
 
 
 def test_seeds_must_differ() -> None:

@@ -106,6 +106,14 @@ class Agent(Protocol):
         """Whether seeds make a difference."""
         ...
 
+    def check(self) -> None:
+        """Refuse settings that cannot work, before anything is played.
+
+        Raises:
+            SettingError: If something that they name is missing.
+        """
+        ...
+
     def prepare(self, workshop: "Workshop") -> "Prepared":
         """Make what the method needs from training tasks: a checkpoint, a guideline, or nothing.
 
@@ -144,6 +152,9 @@ class TurnAgent:
         if isinstance(self.trained_on, str):
             return self.trained_on or benchmark
         return self.trained_on.get(benchmark.partition("?")[0], benchmark)
+
+    def check(self) -> None:
+        """Accept what the settings have checked by themselves."""
 
     def prepare(self, workshop: "Workshop") -> "Prepared":
         """Serve the base model as it is."""

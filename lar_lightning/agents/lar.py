@@ -47,25 +47,41 @@ class Lar(TurnAgent):
         """A student is trained with each seed, unless a run is named."""
         return not self.run_dir
 
+    def check(self) -> None:
+        """Refuse a run that is not trained, or a configuration that is not there.
+
+        Raises:
+            SettingError: If neither a trained run nor a configuration is named.
+        """
+        from lar_lightning.recovery.checkpoints import newest_whole
+        from lar_lightning.run_folder import checkpoint_path
+
+        if self.run_dir:
+            last = checkpoint_path(Path(self.run_dir))
+            if newest_whole(last) is None:
+                raise SettingError(
+                    f"`methods.lar.run_dir` must be a trained run, got {self.run_dir!r} without "
+                    f"{last.name}. Run the verb `fit` first, or name a `config`."
+                )
+        elif not self.config or not Path(self.config).is_file():
+            raise SettingError(
+                "`methods.lar.config` must be a YAML file for `fit` where `methods.lar.run_dir` is "
+                f"not given, got {self.config!r}. See configs/tool_calls.yaml."
+            )
+
     def prepare(self, workshop: "Workshop") -> "Prepared":
         """Train (`fit` goes on where it was stopped) and export.
 
         Raises:
-            SettingError: If neither a run nor a configuration is named, or training fails.
+            SettingError: If training fails.
         """
         from lar_lightning.agents.workshop import Prepared
         from lar_lightning.export.checkpoint import export_run
-        from lar_lightning.recovery.checkpoints import newest_whole
-        from lar_lightning.run_folder import checkpoint_path, vocabulary_path
+        from lar_lightning.run_folder import vocabulary_path
 
         run_dir = Path(self.run_dir) if self.run_dir else workshop.folder / "run"
         if not self.run_dir:
             self._train(workshop, run_dir)
-        elif newest_whole(checkpoint_path(run_dir)) is None:
-            raise SettingError(
-                f"`methods.lar.run_dir` must be a trained run, got {self.run_dir!r} without "
-                f"{checkpoint_path(run_dir).name}. Run the verb `fit` first, or name a `config`."
-            )
         check_held_out(run_dir, workshop.held_out_ids)
         export = export_run(workshop.base_model, run_dir)
         return Prepared(
@@ -76,11 +92,6 @@ class Lar(TurnAgent):
         )
 
     def _train(self, workshop: "Workshop", run_dir: Path) -> None:
-        if not self.config or not Path(self.config).is_file():
-            raise SettingError(
-                "`methods.lar.config` must be a YAML file for `fit` where `methods.lar.run_dir` is "
-                f"not given, got {self.config!r}. See configs/quickstart.yaml."
-            )
         rollouts = "--data.init_args.rollouts"
         # In a process of its own: training leaves nothing behind in this one, and the engine that
         # rolls out is freed with it.

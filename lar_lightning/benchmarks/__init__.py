@@ -82,7 +82,7 @@ def split_benchmark(
 
     if isinstance(benchmark, JointBenchmark):
         return benchmark.split(num_held_out, seed)
-    return split_tasks(benchmark.load_tasks(), num_held_out, seed)
+    return split_tasks(benchmark.load_tasks(), num_held_out, seed, benchmark.name)
 
 
 def benchmark_identity(text: str) -> str:

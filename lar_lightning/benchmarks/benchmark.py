@@ -119,7 +119,7 @@ class Benchmark(Protocol):
 
 
 def split_tasks(
-    tasks: Sequence[Task], num_held_out: int, seed: int
+    tasks: Sequence[Task], num_held_out: int, seed: int, name: str = ""
 ) -> tuple[list[Task], list[Task]]:
     """Split into training tasks and `num_held_out` held-out ones, both sorted by draw.
 
@@ -127,6 +127,12 @@ def split_tasks(
     `tasks` nor on the Python version, and a task that is added moves at most one other. Where the
     benchmark has a split of its own, held-out tasks are drawn from its held-out part, what is left
     of that is not used, and all its training tasks are for training.
+
+    Args:
+        tasks: Of one benchmark.
+        num_held_out: Of each benchmark.
+        seed: Of the draw.
+        name: Of the benchmark, for what is said of too few tasks.
 
     Returns:
         The training tasks and the held-out tasks.
@@ -144,7 +150,7 @@ def split_tasks(
     most = len(candidates) if has_own else len(tasks) - 1
     if not 1 <= num_held_out <= most:
         raise SettingError(
-            f"`num_held_out` must be between 1 and {most}, "
+            f"`num_held_out` must be between 1 and {most}{f' on {name}' if name else ''}, "
             + ("the benchmark's own held-out tasks" if has_own else "one less than all tasks")
             + f", got {num_held_out!r}. Each side of the split needs at least one task."
         )

@@ -56,7 +56,7 @@ class JointBenchmark:
         """Split each part, with `num_held_out` held-out tasks of each; training tasks mixed."""
         training, held_out = [], []
         for name, part in self.parts.items():
-            sides = split_tasks(part.load_tasks(), num_held_out, seed)
+            sides = split_tasks(part.load_tasks(), num_held_out, seed, name)
             for whole, side in zip((training, held_out), sides, strict=True):
                 whole += [_prefixed(name, task) for task in side]
         return sorted(training, key=lambda task: draw(task, seed)), held_out

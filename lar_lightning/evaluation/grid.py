@@ -101,10 +101,18 @@ class Grid:
             )
             for label, settings in self.methods.items()
         }
+        for agent in self.agents.values():
+            agent.check()
         for text in self.benchmarks:
             self.part(text)
-            for agent in self.agents.values():
-                self.part(agent.source_for(text))
+            for label, agent in self.agents.items():
+                source = self.part(agent.source_for(text))
+                if agent.learns and not source.training:
+                    raise SettingError(
+                        f"`methods.{label}` must have training tasks, got none: all records of "
+                        f"`{source.text}` are held-out ones of its own split. Name records for "
+                        f"training too, or `methods.{label}.trained_on` another benchmark."
+                    )
 
     @cached_property
     def _parts(self) -> dict[str, Part]:
