@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lar_lightning.settings import MiningSettings
+
 PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
 
 
@@ -53,3 +55,12 @@ def test_tests_that_are_named_exist(page: Path) -> None:
         assert any(f"def {name}{'' if rest else '('}" in source for source in sources.values()), (
             name
         )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_rules_that_are_called_the_defaults_are_them(page: Path) -> None:
+    for rule in re.findall(r"defaults of `mining` since [\s\S]*?\n- \*", page.read_text("utf-8")):
+        named = dict(re.findall(r"`(min_support|max_\w+|min_certain_share) ([\d.]+)", rule))
+        assert len(named) == 4
+        for name, value in named.items():
+            assert getattr(MiningSettings(), name) == float(value)
