@@ -54,6 +54,8 @@ def test_who_is_stopped_lets_the_program_save_first(number: signal.Signals, tmp_
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # As a terminal has it; a shell's background job, with these tests in it, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists():
