@@ -89,6 +89,12 @@ class AbstractionSchedule(L.Callback):
                 f"AbstractionSchedule, got {trainer.max_epochs}. Set it to {number}, or more for "
                 "stages of several epochs."
             )
+        if trainer.max_steps != -1:
+            raise SettingError(
+                "`trainer.max_steps` must be -1, no limit, with AbstractionSchedule, whose stages "
+                f"are epochs, got {trainer.max_steps}. Set `trainer.limit_train_batches` for "
+                "shorter stages."
+            )
         if pl_module.on_policy.share and pl_module.on_policy.engine == "vllm":
             raise SettingError(
                 "`on_policy.engine` must be auto or transformers with AbstractionSchedule, got "

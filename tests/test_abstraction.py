@@ -251,6 +251,7 @@ def test_the_benchmark_ends_a_schedule_at_the_first_stage_beyond_the_limit() -> 
     ("options", "rule"),
     [
         (("--trainer.max_epochs=4",), "`trainer.max_epochs` must be a multiple of the 3 stages"),
+        (("--trainer.max_steps=5",), "`trainer.max_steps` must be -1"),
         (("--trainer.callbacks.max_nats_per_token=0",), "`max_nats_per_token` must be above 0"),
         (
             (

@@ -144,7 +144,7 @@ def test_seeds_are_played_only_by_what_learns(tiny_checkpoint: Path, tmp_path: P
         ({"methods": {}}, "`methods` must name one or more"),
         ({"backbones": {}}, "`backbones` must name one or more"),
         ({"benchmarks": ["toys"]}, "`benchmark` must be one of"),
-        ({"settings": GridSettings(num_held_out=60)}, "`num_held_out` must be between"),
+        ({"settings": GridSettings(num_held_out=60)}, "`num_held_out` must be .* 5 on toy, one less"),
         ({"methods": {"lar": {}}}, "`methods.lar.config` must be a YAML file"),
         ({"methods": {"lar": {"run_dir": "nowhere"}}}, "must be a trained run"),
     ],
@@ -170,11 +170,20 @@ def test_a_benchmark_of_held_out_tasks_alone_teaches_nothing(
         grid_dir=tmp_path,
         backbones={"tiny": "none"},
         benchmarks=["toy"],
-        methods={"vanilla": {}, "acon": {}},
+        methods={
+            "vanilla": {},
+            "acon": {},
+            "concisehint": {"is_trained": True, "data": "thoughts.jsonl"},
+        },
         settings=GRID,
         evaluation=EVALUATION,
     )
-    learners = {"lar": {"config": "configs/tool_calls.yaml"}, "tokenskip": {}}
+    learners: dict[str, dict[str, Any]] = {
+        "lar": {"config": "configs/tool_calls.yaml"},
+        "tokenskip": {},
+        "acon": {"num_ut_rounds": 1},
+        "concisehint": {"is_trained": True},
+    }
     for label, settings in learners.items():
         with pytest.raises(SettingError, match=f"`methods.{label}` must have training tasks"):
             run_grid(tmp_path, tmp_path, methods={label: settings})

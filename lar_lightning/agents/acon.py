@@ -138,12 +138,17 @@ class Acon(TurnAgent):
         """Guidelines are optimised with a fixed seed: the grid's makes no difference."""
         return False
 
+    @property
+    def needs_training_tasks(self) -> bool:
+        """Guidelines are optimised on them."""
+        return self.num_ut_rounds + self.num_co_rounds > 0
+
     def prepare(self, workshop: "Workshop") -> "Prepared":
         """Optimise the guidelines on training tasks, as many rounds as asked for."""
         from lar_lightning.agents.guidelines.rounds import optimize
         from lar_lightning.agents.workshop import Prepared
 
-        guidelines = optimize(self, workshop) if self.num_ut_rounds + self.num_co_rounds else {}
+        guidelines = optimize(self, workshop) if self.needs_training_tasks else {}
         return Prepared(
             agent=dataclasses.replace(self, **guidelines), checkpoint=workshop.checkpoint
         )

@@ -106,6 +106,11 @@ class Agent(Protocol):
         """Whether seeds make a difference."""
         ...
 
+    @property
+    def needs_training_tasks(self) -> bool:
+        """Whether `prepare` reads training tasks."""
+        ...
+
     def check(self) -> None:
         """Refuse settings that cannot work, before anything is played.
 
@@ -146,6 +151,11 @@ class TurnAgent:
     def learns(self) -> bool:
         """Whether seeds make a difference: what learns nothing plays alike under each."""
         return False
+
+    @property
+    def needs_training_tasks(self) -> bool:
+        """Whether `prepare` reads training tasks: by default, what learns does."""
+        return self.learns
 
     def source_for(self, benchmark: str) -> str:
         """Return the benchmark whose training tasks it learns from, to be tried on another."""

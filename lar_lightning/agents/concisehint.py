@@ -120,6 +120,11 @@ class ConciseHint(TurnAgent):
         """Whether the hint is trained."""
         return self.is_trained
 
+    @property
+    def needs_training_tasks(self) -> bool:
+        """A hint is trained on them, unless `data` is given."""
+        return self.is_trained and not self.data
+
     def prepare(self, workshop: "Workshop") -> "Prepared":
         """Serve the base model as it is, or with trained hints as tokens of their own."""
         if not self.is_trained:

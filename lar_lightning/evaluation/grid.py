@@ -107,7 +107,7 @@ class Grid:
             self.part(text)
             for label, agent in self.agents.items():
                 source = self.part(agent.source_for(text))
-                if agent.learns and not source.training:
+                if agent.needs_training_tasks and not source.training:
                     raise SettingError(
                         f"`methods.{label}` must have training tasks, got none: all records of "
                         f"`{source.text}` are held-out ones of its own split. Name records for "
