@@ -107,7 +107,7 @@ def _from_hub(name: str) -> Path:
         raise SettingError(
             f"`base_model` must be a folder, a hub id or `{PYPI}<distribution>`, got {name!r} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Check the "
-            "name, or log in to the hub."
+            "name, log in to the hub, or name a folder where the hub cannot be reached."
         ) from error
 
 

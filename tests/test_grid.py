@@ -144,7 +144,7 @@ def test_seeds_are_played_only_by_what_learns(tiny_checkpoint: Path, tmp_path: P
         ({"methods": {}}, "`methods` must name one or more"),
         ({"backbones": {}}, "`backbones` must name one or more"),
         ({"benchmarks": ["toys"]}, "`benchmark` must be one of"),
-        ({"settings": GridSettings(num_held_out=60)}, "`num_held_out` must be .* 5 on toy, one less"),
+        ({"settings": GridSettings(num_held_out=60)}, "`num_held_out` must be .* 5 on toy, one"),
         ({"methods": {"lar": {}}}, "`methods.lar.config` must be a YAML file"),
         ({"methods": {"lar": {"run_dir": "nowhere"}}}, "must be a trained run"),
     ],
